@@ -1,0 +1,35 @@
+"""Which words did each classifier look at too much when it was wrong?
+
+    dataset     a labelled dataset, read in batches -> documents and their words, in shards
+    plan        what goes in, frozen, with a fingerprint: the same call resumes the run
+    models      a fine-tuned classifier, opened safely
+    batches     texts -> pieces, tokenised once -> packed batches of similar length, no padding
+    attention   one forward pass: [CLS] attention rows, and each piece's exact contribution
+    extract     a shard: tokenise | forward | write, overlapped -> MODEL/attention
+    scores      attention rows -> one number per word and score -> MODEL/scores
+    statistics  words that hold more of a score in errors than in comparable correct documents
+    database    the run in DuckDB: relations, named queries, free SQL
+
+`run` does all of it, `open` reads what it left, `sql` asks; none of them needs the others' process.
+Importing clsight loads neither torch nor any of the above.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clsight.errors import ClsightError, UsageError
+
+if TYPE_CHECKING:
+    from clsight.pipeline import Run, run
+    from clsight.pipeline import open_run as open  # noqa: A004
+
+__version__ = "0.1.0"
+__all__ = ["ClsightError", "Run", "UsageError", "open", "run"]
+
+_LAZY = {"Run": "Run", "open": "open_run", "run": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'clsight' has no attribute {name!r}")
+    return getattr(import_module("clsight.pipeline"), _LAZY[name])

@@ -1,0 +1,115 @@
+"""Texts -> pieces, tokenised once -> packed batches of similar length, without padding."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of n texts, one after the other; text i has the pieces offsets[i]:offsets[i+1]."""
+
+    ids: npt.NDArray[np.int32]
+    """Vocabulary index of each piece."""
+    start: npt.NDArray[np.int32]
+    """First character of each piece in its text; special pieces have (0, 0)."""
+    end: npt.NDArray[np.int32]
+    """One past the last character."""
+    offsets: Integers
+    """[n + 1]"""
+    truncated: npt.NDArray[np.bool_]
+    """[n] the text was longer than the model's maximum."""
+
+    @property
+    def lengths(self) -> Integers:
+        """[n] number of pieces, special ones included."""
+        return np.diff(self.offsets)
+
+
+def tokenise(tokenizer: Any, texts: list[str], max_length: int) -> Pieces:
+    """Pieces of every text, cut at `max_length` pieces (special ones included)."""
+    encoded = tokenizer(
+        texts,
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum([len(ids) for ids in encoded["input_ids"]], out=offsets[1:])
+    flat = [ids for document in encoded["input_ids"] for ids in document]
+    spans = np.array(
+        [span for document in encoded["offset_mapping"] for span in document], dtype=np.int32
+    ).reshape(-1, 2)
+    return Pieces(
+        ids=np.array(flat, dtype=np.int32),
+        start=np.ascontiguousarray(spans[:, 0]),
+        end=np.ascontiguousarray(spans[:, 1]),
+        offsets=offsets,
+        truncated=np.array([bool(one.overflowing) for one in encoded.encodings], dtype=np.bool_),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents whose pieces go through the model as one row, grouped by equal length.
+
+    Equal lengths lie side by side, so that attention within a group is one dense call: no padding,
+    and no loop over documents.
+    """
+
+    documents: Integers
+    """[n] indices of the documents, by length."""
+    groups: tuple[tuple[int, int, int], ...]
+    """(first piece, number of documents, pieces per document) of each distinct length."""
+
+    @property
+    def n_pieces(self) -> int:
+        """Pieces in the batch."""
+        first, documents, length = self.groups[-1]
+        return first + documents * length
+
+
+def pack(lengths: Integers, tokens_per_batch: int) -> list[Batch]:
+    """Batches over all documents, longest first, each of at most `tokens_per_batch` pieces.
+
+    A longer document has a batch of its own. Longest first, so that memory is at its peak at once.
+
+    Args:
+        lengths: [n] pieces per document.
+        tokens_per_batch: pieces per batch.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    cuts = [0]
+    while cuts[-1] < len(order):
+        before = ends[cuts[-1] - 1] if cuts[-1] else 0
+        cut = int(np.searchsorted(ends, before + tokens_per_batch, side="right"))
+        cuts.append(max(cut, cuts[-1] + 1))
+    return [_batch(order[first:last], lengths) for first, last in pairwise(cuts)]
+
+
+def _batch(documents: Integers, lengths: Integers) -> Batch:
+    length, count = np.unique(-lengths[documents], return_counts=True)
+    first = np.concatenate([[0], np.cumsum(-length * count)[:-1]])
+    groups = zip(first.tolist(), count.tolist(), (-length).tolist(), strict=True)
+    return Batch(documents, tuple(groups))
+
+
+def gather(offsets: Integers, documents: Integers) -> tuple[Integers, Integers]:
+    """Where the documents' pieces lie, and each piece's place in its document.
+
+    Returns:
+        index into the flat pieces, and position from 0 within the document; one value per piece of
+        the documents, in their order.
+    """
+    lengths = offsets[documents + 1] - offsets[documents]
+    ends = np.cumsum(lengths)
+    position = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    return np.repeat(offsets[documents], lengths) + position, position

@@ -1,0 +1,227 @@
+"""The command line: parse, call, print. stdout is data, stderr is progress."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import clsight
+from clsight.errors import ClsightError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+DONE, FAILED, USAGE = 0, 1, 2
+FORMATS = ("table", "json", "csv", "parquet", "arrow")
+
+run_folder = click.argument("run", type=click.Path(path_type=Path))
+
+
+def example(*lines: str) -> str:
+    """The closing part of a command's help; click keeps its lines as they are."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+             epilog=example("clsight demo", "clsight query clsight-demo over_attended"))
+@click.version_option(clsight.__version__)
+def cli() -> None:
+    """Which words did each classifier look at too much when it was wrong?"""
+
+
+@cli.command(epilog=example(
+    "clsight run reviews.parquet --text text --label label \\",
+    "    --model bert=models/bert --model roberta=models/roberta -o run"))
+@click.argument("data")
+@click.option("--text", required=True, metavar="COLUMN", help="Column of the texts.")
+@click.option("--label", required=True, metavar="COLUMN", help="Column of the gold labels.")
+@click.option("--id", "id_", metavar="COLUMN", help="Column of document ids [default: the row].")
+@click.option("--split", help="Split of a Hugging Face dataset.")
+@click.option("--model", "models", multiple=True, required=True, metavar="NAME=PATH",
+              help="A checkpoint folder or Hub name, and its name in the run; may be repeated.")
+@click.option("-o", "--output", required=True, metavar="RUN", help="The run folder.")
+@click.option("--layers", default="last", show_default=True, metavar="last|all|LIST",
+              help="Layers whose attention rows are stored, such as -1,-2 or 0-5.")
+@click.option("--dtype", default="auto", show_default=True,
+              type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+              help="Precision; auto is bfloat16 where the hardware multiplies it.")
+@click.option("--device", default="auto", show_default=True,
+              type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--tokens-per-batch", type=click.IntRange(min=1), metavar="N",
+              help="Pieces per batch [default: by device].")
+@click.option("--shard-size", type=click.IntRange(min=1), default=4096, show_default=True,
+              metavar="N", help="Documents per shard.")
+@click.option("--on-bad-row", type=click.Choice(["error", "skip"]), default="error",
+              show_default=True, help="What to do with empty texts and unknown labels.")
+@click.option("--min-documents", type=click.IntRange(min=2), default=40, show_default=True,
+              metavar="N", help="Test words that are in at least so many documents.")
+@click.option("--min-mass-ratio", type=click.FloatRange(min=0), default=1.2, show_default=True,
+              help="Least mass ratio of an over-attended word.")
+@click.option("--seed", type=int, default=0, show_default=True,
+              help="Seed of permutations and bootstrap.")
+def run(data: str, id_: str | None, models: tuple[str, ...], output: str, min_documents: int,
+        min_mass_ratio: float, seed: int, **options: Any) -> None:
+    """Extract, score and test a dataset; run it again to resume."""
+    from clsight.statistics import Options
+
+    test = Options(min_documents=min_documents, min_mass_ratio=min_mass_ratio, seed=seed)
+    _run_and_summarise(data, _pairs(models, "--model"), output, id=id_, options=test, **options)
+
+
+@cli.command(epilog=example(
+    "clsight query run", "clsight query run over_attended",
+    "clsight query run examples -p form=yet --format json",
+    'clsight query run "SELECT model, avg(margin) FROM predictions GROUP BY model"'))
+@run_folder
+@click.argument("name_or_sql", required=False)
+@click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE",
+              help="A parameter of the query; may be repeated.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="table",
+              show_default=True, help="How the answer is written to stdout.")
+def query(run: Path, name_or_sql: str | None, parameters: tuple[str, ...], format_: str) -> None:
+    """Ask a run: a named query, a relation, or one SELECT statement; alone, list what there is."""
+    from clsight import database, output
+
+    with database.connect(run) as connection:
+        if name_or_sql is None:
+            answer = database.catalogue()
+        else:
+            answer = database.query(connection, name_or_sql, _pairs(parameters, "-p"))
+        output.write(answer, format_, sys.stdout.buffer)
+
+
+@cli.command(epilog=example("clsight status run"))
+@run_folder
+def status(run: Path) -> None:
+    """How far a run is."""
+    from clsight import pipeline
+
+    for line in pipeline.status(pipeline.open_run(run)):
+        click.echo(line)
+
+
+@cli.command(epilog=example("clsight heatmap run --model bert --document 17 -o bert-17.png"))
+@run_folder
+@click.option("--model", required=True, help="A model of the run.")
+@click.option("--document", required=True, metavar="ID", help="A document's id.")
+@click.option("--weights", type=click.Choice(["uniform", "classifier", "projected"]),
+              default="uniform", show_default=True, help="How the heads are averaged.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Picture to write: .png, .svg or .pdf.")
+def heatmap(run: Path, model: str, document: str, weights: str, output: Path) -> None:
+    """Draw the last layer's attention of one document, piece by piece."""
+    from clsight.heatmap import draw
+    from clsight.pipeline import open_run
+
+    draw(open_run(run), model, document, weights, output)
+
+
+@cli.command(epilog=example("clsight demo", "clsight query clsight-demo findings"))
+@click.option("-o", "--output", default="clsight-demo", show_default=True, metavar="RUN",
+              help="The run folder.")
+@click.option("--documents", type=click.IntRange(min=100), default=4000, show_default=True,
+              help="How many reviews to write.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the reviews.")
+def demo(output: str, documents: int, seed: int) -> None:
+    """The whole way on generated reviews and two small classifiers from the package."""
+    from clsight import demo as demonstration
+
+    folder = Path(output)
+    data = demonstration.write_reviews(folder.with_name(f"{folder.name}-data"), documents, seed)
+    _run_and_summarise(str(data), demonstration.models(), output, text="text", label="label")
+    click.echo(demonstration.verdict(folder))
+
+
+def main() -> None:
+    """Run the command line; a known failure is one sentence on stderr and exit code 1 or 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; the same command resumes", err=True)
+        sys.exit(FAILED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(FAILED)
+    except ClsightError as error:
+        click.echo(f"clsight: {error}", err=True)
+        sys.exit(USAGE if isinstance(error, UsageError) else FAILED)
+    except OSError as error:
+        click.echo(f"clsight: {error}", err=True)
+        sys.exit(FAILED)
+
+
+def _run_and_summarise(data: str, models: dict[str, str], output: str, **options: Any) -> None:
+    from clsight import database, pipeline
+    from clsight.output import write
+
+    started = time.monotonic()
+    with _progress_bar() as bar, _log_on_stderr():
+        run = pipeline.run(data, models=models, output=output, progress=_shown_on(bar), **options)
+    with database.connect(run.folder) as connection:
+        for query in ("model_summary", "findings"):
+            answer = database.query(connection, query, {})
+            write(answer, "table", sys.stdout.buffer)
+    click.echo(f"{run.folder}: complete, {time.monotonic() - started:.1f} s; "
+               f"clsight query {run.folder} lists what can be asked", err=True)
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show the package's log; opened within the progress bar, which then keeps lines apart."""
+    handler = logging.StreamHandler(sys.stderr)
+    log = logging.getLogger("clsight")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
+    pairs = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not key or key in pairs:
+            raise UsageError(f"{option} {item}: write NAME=VALUE, each name once")
+        pairs[key] = value
+    return pairs
+
+
+def _progress_bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.completed:>9,.0f} documents {task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+    )
+
+
+def _shown_on(bar: "Progress") -> Callable[[str, int, int], None]:
+    tasks: dict[str, Any] = {}
+
+    def progress(stage: str, documents: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total or None, rate="")
+        bar.advance(tasks[stage], documents)
+        task = bar.tasks[tasks[stage]]
+        if speed := task.finished_speed or task.speed:
+            bar.update(tasks[stage], rate=f"{speed:,.0f}/s")
+
+    return progress
+
+
+if __name__ == "__main__":
+    main()

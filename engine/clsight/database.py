@@ -1,0 +1,277 @@
+"""A run in DuckDB: relations from sql/views, word statistics, named queries."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from clsight import plan as plans
+from clsight import shards, statistics, tables
+from clsight.errors import ClsightError, UsageError
+from clsight.plan import Plan
+
+FILE = "clsight.duckdb"
+PAIRS_PER_BLOCK = 4_000_000
+"""(document, word) pairs in memory at a time while words are tested; 64 bytes a pair."""
+MEMORY_LIMIT = "1GB"
+"""For DuckDB while it builds a run; beyond it, DuckDB uses the disk."""
+
+_PARAMETER = re.compile(r"^-- Parameter: *(\w+)(?: *= *(\S+))? *(.*)$", re.MULTILINE)
+_WHAT = re.compile(r"^-- What: *(.*(?:\n--  +.*)*)", re.MULTILINE)
+
+
+def sql_folder() -> Path:
+    """Where the SQL files are: in the installed package, else in the checkout."""
+    inside = Path(__file__).parent / "sql"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "sql"
+
+
+def sql_files(kind: str) -> dict[str, str]:
+    """Name -> text of the files in `sql/KIND`: views, queries or checks."""
+    return {path.stem: path.read_text() for path in sorted((sql_folder() / kind).glob("*.sql"))}
+
+
+def purpose(sql: str) -> str:
+    """The first sentence of a file's header: what the relation or query is."""
+    match = _WHAT.search(sql)
+    text = re.sub(r"\n--\s*", " ", match[1]) if match else ""
+    return text.split(". ")[0].split("; ")[0].strip(" .;")
+
+
+def parameters(sql: str) -> dict[str, str | None]:
+    """Parameters that a query's header declares, with their defaults (None: must be given)."""
+    return {name: default or None for name, default, _ in _PARAMETER.findall(sql)}
+
+
+def connect(run: Path) -> duckdb.DuckDBPyConnection:
+    """Open the database of a run, read-only; the run folder may have been moved.
+
+    Raises:
+        UsageError: the run is not complete yet.
+    """
+    plans.load(run)
+    if not (run / FILE).is_file():
+        raise UsageError(f"{run} has no {FILE} yet: let clsight run finish first")
+    connection = duckdb.connect(run / FILE, read_only=True)
+    return _at(connection, run)
+
+
+def catalogue() -> pa.RecordBatchReader:
+    """What can be asked by name: one row per relation and query, with its purpose."""
+    rows = [
+        {"name": name, "kind": kind, "purpose": purpose(sql),
+         "parameters": [key if default is None else f"{key}={default}"
+                        for key, default in parameters(sql).items()]}
+        for kind, files in (("relation", sql_files("views")), ("query", sql_files("queries")))
+        for name, sql in files.items()
+    ]
+    return pa.Table.from_pylist(rows).to_reader()
+
+
+def query(
+    connection: duckdb.DuckDBPyConnection, name_or_sql: str, given: dict[str, str]
+) -> pa.RecordBatchReader:
+    """Run a named query, a relation by name, or one SELECT statement.
+
+    Raises:
+        UsageError: the statement is not a SELECT, or parameters are missing or unknown.
+        ClsightError: DuckDB cannot run it.
+    """
+    named = sql_files("queries")
+    if name_or_sql in named:
+        sql = named[name_or_sql]
+    elif name_or_sql in sql_files("views"):
+        sql = f'FROM "{name_or_sql}"'
+    elif re.fullmatch(r"\w+", name_or_sql):
+        raise UsageError(f"there is no query or relation {name_or_sql!r}; "
+                         "clsight query RUN lists them")
+    else:
+        sql = name_or_sql
+    try:
+        statements = connection.extract_statements(sql)
+        if [s.type for s in statements] not in ([duckdb.StatementType.SELECT],
+                                                [duckdb.StatementType.EXPLAIN]):
+            raise UsageError("one SELECT statement is needed: a run is read-only")
+        wanted = statements[0].named_parameters
+        values = _values(wanted, parameters(sql), given, name_or_sql)
+        return connection.sql(sql, params=values).arrow()
+    except duckdb.Error as error:
+        raise ClsightError(str(error)) from error
+
+
+def build(
+    run: Path, plan: Plan, options: statistics.Options,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> None:
+    """Make the database of a run whose shards are complete; replaces an earlier one whole.
+
+    Args:
+        run: the run folder.
+        plan: its plan.
+        options: how words are tested.
+        progress: called with the documents whose words were tested, and their number in all.
+    """
+    with shards.replaced(run / FILE) as path:
+        path.unlink(missing_ok=True)
+        connection = _at(duckdb.connect(path), run)
+        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+        connection.execute(f"SET temp_directory = '{_quoted(path.with_suffix('.tmp'))}'")
+        names = ", ".join(f"'{name}'" for name in plan.models)
+        connection.execute(f"CREATE TYPE model_name AS ENUM ({names})")
+        _store(connection, "run_parameters", pa.Table.from_pylist([_parameters(plan, options)]))
+        views = sql_files("views")
+        _store(connection, "tested_words", tables.tested_words().empty_table())
+        for view in _in_order(views):
+            connection.execute(views[view])
+        for model in plan.models:
+            for tested in tested_words(connection, model, options):
+                connection.register("tested_block", tested)
+                connection.execute("INSERT INTO tested_words FROM tested_block")
+                connection.unregister("tested_block")
+            progress(plan.n_rows or 0, len(plan.models) * (plan.n_rows or 0))
+        connection.close()
+
+
+def is_built(run: Path, plan: Plan, options: statistics.Options) -> bool:
+    """True where the database was made from this plan with these options."""
+    if not (run / FILE).is_file():
+        return False
+    try:
+        with duckdb.connect(run / FILE, read_only=True) as connection:
+            stored = connection.sql("FROM run_parameters").to_arrow_table().to_pylist()
+    except duckdb.Error:
+        return False
+    return bool(stored == [_parameters(plan, options)])
+
+
+def failed_checks(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Checks in sql/checks that return rows, and how many."""
+    counts = {
+        check: len(connection.sql(sql).to_arrow_table())
+        for check, sql in sql_files("checks").items()
+    }
+    return {check: count for check, count in counts.items() if count}
+
+
+def tested_words(
+    connection: duckdb.DuckDBPyConnection, model: str, options: statistics.Options
+) -> Iterator[pa.Table]:
+    """`tables.tested_words` of a model, in blocks of bounded memory."""
+    strata = _strata(connection, model)
+    least = options.min_documents
+    connection.execute(_TESTED, {"model": model, "min_documents": least})
+    connection.execute(_TESTED_MASS, {"model": model})
+    tested = connection.sql("FROM tested ORDER BY word").to_arrow_table()
+    counts = tested["n_documents"].to_numpy()
+    ends = np.cumsum(counts)
+    first = 0
+    while first < len(counts):
+        before = ends[first - 1] if first else 0
+        last = int(np.searchsorted(ends, before + PAIRS_PER_BLOCK, side="right"))
+        last = max(last, first + 1)
+        yield _block(connection, model, tested.slice(first, last - first), first, strata, options)
+        first = last
+
+
+_TESTED = """
+CREATE OR REPLACE TEMP TABLE tested AS
+SELECT row_number() OVER (ORDER BY form) - 1 AS word, form, count(*) AS n_documents
+FROM word_mass WHERE model = $model
+GROUP BY form HAVING count(*) >= $min_documents"""
+
+_TESTED_MASS = """
+CREATE OR REPLACE TEMP TABLE tested_mass AS
+SELECT word, word_mass.* EXCLUDE (model, form)
+FROM word_mass JOIN tested USING (form) WHERE model = $model
+ORDER BY word, "row"
+"""
+
+
+def _block(
+    connection: duckdb.DuckDBPyConnection, model: str, tested: pa.Table, first: int,
+    strata: statistics.Strata, options: statistics.Options,
+) -> pa.Table:
+    entries = connection.sql(
+        'FROM tested_mass WHERE word >= $first AND word < $last ORDER BY word, "row"',
+        params={"first": first, "last": first + len(tested)},
+    ).to_arrow_table()
+    mass = statistics.Mass(
+        offsets=np.concatenate([[0], np.cumsum(tested["n_documents"].to_numpy())]),
+        document=np.searchsorted(strata.rows, entries["row"].to_numpy()),
+        x=np.stack([entries[score].to_numpy() for score in tables.SCORES]),
+    )
+    n_words, n_occurrences = entries["n_words"].to_numpy(), entries["n_occurrences"].to_numpy()
+    described = statistics.describe(mass, strata, n_words / n_occurrences)
+    result = statistics.test_words(mass, strata, options)
+    columns = described | {"z": result.z, "p": result.p, "consistency": result.consistency}
+    blocks = [
+        pa.table({"model": pa.repeat(model, len(tested)), "score": pa.repeat(score, len(tested)),
+                  "form": tested["form"], **{name: pa.array(v[i], from_pandas=True) for name, v in columns.items()}})
+        for i, score in enumerate(tables.SCORES)
+    ]
+    schema = tables.tested_words()
+    return pa.concat_tables(blocks).select(schema.names).cast(schema)
+
+
+def _strata(connection: duckdb.DuckDBPyConnection, model: str) -> statistics.Strata:
+    stored = connection.sql(
+        'SELECT p."row", p.error, p.stratum AS predicted, l.stratum AS label '
+        'FROM strata AS p JOIN strata AS l USING (model, "row") '
+        "WHERE model = $model AND p.reference = 'predicted' AND l.reference = 'label' "
+        'ORDER BY "row"',
+        params={"model": model},
+    ).to_arrow_table()
+    return statistics.Strata(
+        rows=stored["row"].to_numpy(),
+        stratum=np.stack([stored["predicted"].to_numpy(), stored["label"].to_numpy()]),
+        error=stored["error"].to_numpy(),
+    )
+
+
+def _at(connection: duckdb.DuckDBPyConnection, run: Path) -> duckdb.DuckDBPyConnection:
+    """Resolve the views' relative paths in the run folder; fetch nothing from elsewhere."""
+    connection.execute(f"SET file_search_path = '{_quoted(run.resolve())}'")
+    connection.execute("SET autoinstall_known_extensions = false")
+    return connection
+
+
+def _values(
+    wanted: set[str], defaults: dict[str, str | None], given: dict[str, str], name: str
+) -> dict[str, str]:
+    if unknown := given.keys() - wanted:
+        raise UsageError(f"{name} has no parameter {', '.join(sorted(unknown))}; "
+                         f"it has {', '.join(sorted(wanted)) or 'none'}")
+    values = {key: given.get(key, defaults.get(key)) for key in wanted}
+    if missing := [key for key, value in values.items() if value is None]:
+        raise UsageError(f"{name} needs -p {' -p '.join(f'{key}=…' for key in sorted(missing))}")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _in_order(views: dict[str, str]) -> list[str]:
+    """The views in an order in which they can be created: each after those that it reads."""
+    needs = {
+        view: {other for other in views if re.search(rf"\b(?:FROM|JOIN|,)\s+{other}\b", sql)}
+        - {view}
+        for view, sql in views.items()
+    }
+    return list(TopologicalSorter(needs).static_order())
+
+
+def _parameters(plan: Plan, options: statistics.Options) -> dict[str, Any]:
+    return {"fingerprint": plan.fingerprint, **asdict(options)}
+
+
+def _store(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    connection.register("stored", table)
+    connection.execute(f"CREATE TABLE {name} AS FROM stored")
+    connection.unregister("stored")
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

@@ -1,0 +1,304 @@
+"""A run from dataset to tables: documents, then per model attention and scores, then statistics.
+
+Every stage commits shards under their final names and skips those that are there, so that the same
+call resumes a run.
+"""
+
+import dataclasses
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clsight import plan as plans
+from clsight import shards
+from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
+from clsight.errors import UsageError
+from clsight.plan import DatasetPlan, Plan
+from clsight.statistics import Options
+
+if TYPE_CHECKING:
+    import polars
+
+log = logging.getLogger("clsight")
+
+Progress = Callable[[str, int, int], None]
+"""progress(stage, documents done since the last call, documents in all)"""
+
+_RESERVED = {"documents", "log"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, open for reading."""
+
+    folder: Path
+    plan: Plan
+
+    def sql(self, query: str, **parameters: Any) -> "polars.DataFrame":
+        """Answer a named query, a relation's name or a SELECT statement as a Polars frame.
+
+        >>> clsight.open("RUN").sql("examples", form="yet", model="roberta")  # doctest: +SKIP
+        """
+        import polars
+
+        from clsight import database
+
+        given = {name: str(value) for name, value in parameters.items()}
+        with database.connect(self.folder) as connection:
+            frame = polars.from_arrow(database.query(connection, query, given).read_all())
+        assert isinstance(frame, polars.DataFrame)
+        return frame
+
+
+def open_run(folder: str | Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    return Run(Path(folder), plans.load(Path(folder)))
+
+
+def run(
+    data: str,
+    *,
+    text: str,
+    label: str,
+    models: Mapping[str, str],
+    output: str | Path,
+    id: str | None = None,
+    split: str | None = None,
+    on_bad_row: str = "error",
+    layers: str = "last",
+    dtype: str = "auto",
+    device: str = "auto",
+    tokens_per_batch: int | None = None,
+    shard_size: int = 4096,
+    options: Options | None = None,
+    progress: Progress = lambda *_: None,
+) -> Run:
+    """Extract, score and test a dataset with several classifiers; resumes where it was stopped.
+
+    Args:
+        data: a .parquet, .csv, .tsv, .jsonl or .ndjson file, a folder written by
+            `datasets.save_to_disk`, or a dataset's name on the Hugging Face Hub.
+        text: column of the texts.
+        label: column of the gold labels: class numbers from 0, or the models' label names.
+        models: name in the run -> checkpoint folder, or name on the Hugging Face Hub.
+        output: the run folder; made if missing.
+        id: column of document ids; by default the row, from 0.
+        split: which split of a Hugging Face dataset.
+        on_bad_row: "error" refuses a dataset with unusable documents, naming them; "skip" leaves
+            them out and lists them in `bad_documents`.
+        layers: layers whose attention rows are stored: "last", "all", or a list ("-1,-2", "0-5").
+        dtype: "auto" (bfloat16 where the hardware has it), "float32", "bfloat16" or "float16".
+        device: "auto", "cpu" or "cuda".
+        tokens_per_batch: pieces per batch; by default what suits the device.
+        shard_size: documents per shard, the unit of work and of resume.
+        options: how words are tested.
+        progress: called as documents are done.
+
+    Raises:
+        ClsightError: with a sentence that says what is wrong, where, and how to mend it.
+    """
+    options = options or Options()
+    folder, dataset = Path(output), Dataset(data, text, label, id, split)
+    _refuse_bad_names(models)
+    _refuse_foreign_folder(folder)
+    plan = _planned(folder, dataset, models, on_bad_row, layers, dtype, device, shard_size)
+    with _log_file(folder / "log" / "run.log"):
+        plan = _documents(folder, plan, dataset, progress)
+        _complete(folder, plan, device, tokens_per_batch, options, progress)
+    return Run(folder, plan)
+
+
+def _complete(
+    folder: Path, plan: Plan, device: str, tokens_per_batch: int | None, options: Options,
+    progress: Progress,
+) -> None:
+    """Do what is missing after the documents."""
+    pending = pending_shards(folder, plan)
+    if not any(pending.values()) and _is_built(folder, plan, options):
+        log.info("nothing to do: %s is complete", folder)
+        return
+    for model, names in pending.items():
+        if names:
+            _extract_and_score(folder, plan, model, names, device, tokens_per_batch, progress)
+    _build(folder, plan, options, progress)
+    log.info("%s is complete", folder)
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Append the package's log to a file of the run."""
+    path.parent.mkdir(exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        log.error("stopped: %s", error)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def status(run: Run) -> list[str]:
+    """How far a run is, as lines for the screen."""
+    plan, folder = run.plan, run.folder
+    lines = [f"{folder}  fingerprint {plan.fingerprint[:12]}  {plan.dtype}"]
+    if plan.n_rows is None:
+        return [*lines, "documents: not complete; run the same command to go on"]
+    bad = bad_documents(folder / "documents").num_rows
+    lines.append(f"documents: {plan.n_rows:,} rows in {plan.n_shards} shards, {bad:,} left out")
+    for model in plan.models:
+        stages = [f"{stage} {len(shards.done(folder / model / stage))}/{plan.n_shards}"
+                  for stage in ("attention", "scores")]
+        lines.append(f"{model}: {', '.join(stages)} shards")
+    from clsight.database import FILE
+
+    built = (folder / FILE).exists() and not any(pending_shards(folder, plan).values())
+    lines.append("complete" if built else "not complete; run the same command to go on")
+    return lines
+
+
+def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
+    """Model -> shards that are not scored yet."""
+    return {
+        model: [name for name in plan.shard_names() if name not in done]
+        for model, done in ((m, shards.done(folder / m / "scores")) for m in plan.models)
+    }
+
+
+def _planned(
+    folder: Path, dataset: Dataset, models: Mapping[str, str], on_bad_row: str, layers: str,
+    dtype: str, device: str, shard_size: int,
+) -> Plan:
+    """The plan for these inputs; refuses a folder that was made by another one."""
+    plan = Plan(
+        dataset=DatasetPlan(
+            path=dataset.path, text=dataset.text, label=dataset.label, id=dataset.id,
+            split=dataset.split, id_type=str(dataset.id_type), label_type=str(dataset.label_type),
+            sha256=dataset.sha256, on_bad_row=on_bad_row,
+        ),
+        models=_inspected(models, layers, dataset),
+        dtype=_dtype(dtype, device),
+        shard_size=shard_size,
+    )
+    if (folder / "plan.json").exists():
+        old = plans.load(folder)
+        # Before the documents are complete nothing depends on the old plan yet.
+        if old.n_rows is not None:
+            plans.refuse_other_plan(old, plan, folder)
+            plan = dataclasses.replace(plan, n_rows=old.n_rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.save(folder)
+    return plan
+
+
+def _inspected(
+    models: Mapping[str, str], layers: str, dataset: Dataset
+) -> dict[str, plans.ModelPlan]:
+    from clsight.models import inspect
+
+    seen = dataset.labels()
+    return {name: inspect(name, path, layers, seen) for name, path in models.items()}
+
+
+def _dtype(dtype: str, device: str) -> str:
+    from clsight.extract import best_device, best_dtype
+
+    return best_dtype(best_device() if device == "auto" else device) if dtype == "auto" else dtype
+
+
+def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -> Plan:
+    """Write the document shards, unless they are complete; the plan then knows their number."""
+    if plan.n_rows is None:
+        shutil.rmtree(folder / "documents", ignore_errors=True)
+        labels = {name: list(model.labels) for name, model in plan.models.items()}
+        n_rows = write_documents(
+            dataset, labels, folder / "documents", plan.shard_size,
+            lambda n: progress("documents", n, 0),
+        )
+        if plan.dataset.on_bad_row == "error":
+            refuse_bad_documents(folder / "documents")
+        plan = dataclasses.replace(plan, n_rows=n_rows)
+        plan.save(folder)
+    if bad := bad_documents(folder / "documents").num_rows:
+        log.warning("%d of %d documents cannot be used and are left out; see bad_documents",
+                    bad, plan.n_rows)
+    return plan
+
+
+def _extract_and_score(
+    folder: Path, plan: Plan, model: str, names: list[str], device: str,
+    tokens_per_batch: int | None, progress: Progress,
+) -> None:
+    """Extract what is missing of a model, and score each shard as it is committed."""
+    from clsight import weights
+    from clsight.extract import best_device, open_extractor
+    from clsight.scores import score_shard
+
+    extracted = shards.done(folder / model / "attention")
+    missing = [name for name in names if name not in extracted]
+    n_documents = plan.n_rows or 0
+    progress(model, n_documents - min(len(names) * plan.shard_size, n_documents), n_documents)
+    if missing:
+        extractor = open_extractor(
+            model, plan, best_device() if device == "auto" else device, tokens_per_batch
+        )
+        log.info("%s: %d shards to extract in %s on %s", model, len(missing), plan.dtype,
+                 extractor.classifier.device)
+        head_weights = weights.table(model, weights.head_weights(extractor.classifier))
+        shards.write(head_weights, folder / model / "head_weights.parquet")
+    with ThreadPoolExecutor(1) as scorer:
+        scored: list[Future[None]] = [
+            scorer.submit(score_shard, folder, model, name)
+            for name in names if name in extracted
+        ]
+        if missing:
+            for name in extractor.shards(folder, missing, lambda n: progress(model, n, n_documents)):
+                scored.append(scorer.submit(score_shard, folder, model, name))
+        for future in scored:
+            future.result()
+
+
+def _is_built(folder: Path, plan: Plan, options: Options) -> bool:
+    from clsight import database
+
+    return database.is_built(folder, plan, options)
+
+
+def _build(folder: Path, plan: Plan, options: Options, progress: Progress) -> None:
+    from clsight import database
+
+    database.build(folder, plan, options, lambda n, total: progress("statistics", n, total))
+    with database.connect(folder) as connection:
+        for check, count in database.failed_checks(connection).items():
+            log.warning("check %s: %d rows; run `clsight query` on sql/checks/%s.sql to see them",
+                        check, count, check)
+
+
+def _refuse_bad_names(models: Mapping[str, str]) -> None:
+    if not models:
+        raise UsageError("name at least one model: --model NAME=PATH")
+    for name in models:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in _RESERVED:
+            raise UsageError(f"{name!r} cannot be a model's name: use letters, digits, '_', '-' and "
+                             f"'.', and none of {', '.join(sorted(_RESERVED))}")
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give an output folder")
+    if folder.is_dir() and not (folder / "plan.json").is_file() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not a clsight run and not empty; give another output folder")

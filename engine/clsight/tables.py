@@ -1,0 +1,91 @@
+"""Arrow schema of every stored table: the data contract of a run folder.
+
+Documents and attention meet on `row`, the 0-based position in the dataset; ids, texts and labels
+are stored once, in `documents`. Labels and predictions are spelled as in the dataset, whose label
+(and id) columns are either integers or strings.
+"""
+
+import pyarrow as pa
+
+SCORES = ("uniform", "classifier", "projected", "contribution")
+"""Word scores, in the order in which they are stored and shown."""
+
+floats = pa.list_(pa.float32())
+integers = pa.list_(pa.int32())
+
+
+def documents(id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
+    """One row per document of the dataset, with its words; `reason` is null for usable documents.
+
+    `form`, `start` and `end` run in parallel, one value per word: the spelling after case folding
+    and NFC, and the half-open range of characters (Unicode code points) in `text`.
+    """
+    return pa.schema(
+        {
+            "row": pa.int64(),
+            "document_id": id_type,
+            "text": pa.string(),
+            "label": label_type,
+            "reason": pa.string(),
+            "form": pa.list_(pa.string()),
+            "start": integers,
+            "end": integers,
+        }
+    )
+
+
+def attention(label_type: pa.DataType) -> pa.Schema:
+    """One row per document and model: its prediction, its pieces and their attention rows.
+
+    `attention` holds [layer, head, piece] row-major, over the layers of the plan in their order;
+    `contribution` one value per piece of the last layer, summed over heads, in logits. `start` and
+    `end` are each piece's characters in the text, (0, 0) for special pieces.
+    """
+    return pa.schema(
+        {
+            "model": pa.string(),
+            "row": pa.int64(),
+            "predicted": label_type,
+            "confidence": pa.float64(),
+            "margin": pa.float64(),
+            "logits": floats,
+            "n_pieces": pa.int32(),
+            "truncated": pa.bool_(),
+            "start": integers,
+            "end": integers,
+            "attention": floats,
+            "contribution": floats,
+        }
+    )
+
+
+def scores() -> pa.Schema:
+    """One row per document and model; one list per score, one value per word of the document."""
+    return pa.schema(
+        {"model": pa.string(), "row": pa.int64()} | {score: floats for score in SCORES}
+    )
+
+
+def head_weights() -> pa.Schema:
+    """One row per model, weighting, pair of classes and head of the last layer; sums to 1."""
+    return pa.schema(
+        {
+            "model": pa.string(),
+            "weighting": pa.string(),
+            "class": pa.int32(),
+            "runner_up": pa.int32(),
+            "head": pa.int32(),
+            "weight": pa.float64(),
+        }
+    )
+
+
+def tested_words() -> pa.Schema:
+    """One row per model, score and tested word: effect sizes and test; see `word_statistics`."""
+    whole, real = pa.int64(), pa.float64()
+    return pa.schema(
+        {"model": pa.string(), "score": pa.string(), "form": pa.string()}
+        | {"n_documents": whole, "n_errors": whole}
+        | dict.fromkeys(["mass_errors", "mass_correct", "mass_ratio", "presence_ratio"], real)
+        | dict.fromkeys(["intensity_ratio", "lift", "z", "p", "consistency"], real)
+    )

@@ -1,0 +1,37 @@
+-- What:    documents on which the models differ in being right, side by side.
+-- One row: document; per model: predicted, confidence, and its five top words.
+-- Caveat:  top words are those with the highest contribution, which pushed most toward the
+--          model's prediction; empty for a run with one model.
+-- Source:  predictions, documents, MODEL/scores/*.parquet, documents/*.parquet.
+CREATE OR REPLACE VIEW disagreements AS
+WITH differing AS (
+    SELECT "row" FROM predictions
+    GROUP BY "row" HAVING bool_or(correct) AND NOT bool_and(correct)
+),
+read AS (
+    SELECT
+        s.model, s."row",
+        list_transform(
+            list_reverse_sort(list_zip(s.contribution, d.form)), lambda word: word[2]
+        ) AS ranked
+    FROM read_parquet('*/scores/*.parquet') AS s
+    JOIN read_parquet('documents/*.parquet') AS d USING ("row")
+    SEMI JOIN differing USING ("row")
+),
+answer AS (
+    SELECT
+        d.document_id, d.text, d.label, p.model, predicted, confidence,
+        list_filter(
+            ranked, lambda form, place: list_position(ranked, form) = place
+        )[:5] AS top_words
+    FROM read
+    JOIN predictions AS p USING (model, "row")
+    JOIN documents AS d USING ("row")
+)
+FROM (
+    PIVOT answer ON model IN model_name
+    USING first(predicted) AS predicted, first(confidence) AS confidence,
+          first(top_words) AS top_words
+    GROUP BY document_id, text, label
+)
+ORDER BY document_id;

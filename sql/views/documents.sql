@@ -1,0 +1,8 @@
+-- What:    the usable documents of the dataset.
+-- One row: document.
+-- Caveat:  rows that cannot be used (empty text, unknown label) are in bad_documents instead.
+-- Source:  documents/*.parquet, relative to the run folder.
+CREATE OR REPLACE VIEW documents AS
+SELECT document_id, "row", text, label, len(form) AS n_words
+FROM read_parquet('documents/*.parquet')
+WHERE reason IS NULL;
