@@ -21,7 +21,7 @@ from clsight.errors import ClsightError, UsageError
 
 if TYPE_CHECKING:
     from clsight.pipeline import Run, run
-    from clsight.pipeline import open_run as open  # noqa: A004
+    from clsight.pipeline import open_run as open
 
 __version__ = "0.1.0"
 __all__ = ["ClsightError", "Run", "UsageError", "open", "run"]

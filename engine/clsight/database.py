@@ -164,14 +164,12 @@ def tested_words(
 ) -> Iterator[pa.Table]:
     """`tables.tested_words` of a model, in blocks of bounded memory."""
     strata = _strata(connection, model)
-    least = options.min_documents
-    connection.execute(_TESTED, {"model": model, "min_documents": least})
+    connection.execute(_TESTED, {"min_documents": options.min_documents})
     connection.execute(_TESTED_MASS, {"model": model})
     tested = connection.sql("FROM tested ORDER BY word").to_arrow_table()
-    counts = tested["n_documents"].to_numpy()
-    ends = np.cumsum(counts)
+    ends = np.cumsum(tested["n_documents"].to_numpy())
     first = 0
-    while first < len(counts):
+    while first < len(ends):
         before = ends[first - 1] if first else 0
         last = int(np.searchsorted(ends, before + PAIRS_PER_BLOCK, side="right"))
         last = max(last, first + 1)
@@ -182,7 +180,10 @@ def tested_words(
 _TESTED = """
 CREATE OR REPLACE TEMP TABLE tested AS
 SELECT row_number() OVER (ORDER BY form) - 1 AS word, form, count(*) AS n_documents
-FROM word_mass WHERE model = $model
+FROM (
+    SELECT unnest(list_distinct(form)) AS form
+    FROM read_parquet('documents/*.parquet') WHERE reason IS NULL
+)
 GROUP BY form HAVING count(*) >= $min_documents"""
 
 _TESTED_MASS = """
@@ -210,13 +211,14 @@ def _block(
     described = statistics.describe(mass, strata, n_words / n_occurrences)
     result = statistics.test_words(mass, strata, options)
     columns = described | {"z": result.z, "p": result.p, "consistency": result.consistency}
-    blocks = [
-        pa.table({"model": pa.repeat(model, len(tested)), "score": pa.repeat(score, len(tested)),
-                  "form": tested["form"], **{name: pa.array(v[i], from_pandas=True) for name, v in columns.items()}})
-        for i, score in enumerate(tables.SCORES)
-    ]
+    table = pa.table({
+        "model": pa.repeat(model, len(tables.SCORES) * len(tested)),
+        "score": pa.array(np.repeat(tables.SCORES, len(tested))),
+        "form": pa.concat_arrays(tested["form"].chunks * len(tables.SCORES)),
+        **{name: pa.array(values.ravel(), from_pandas=True) for name, values in columns.items()},
+    })
     schema = tables.tested_words()
-    return pa.concat_tables(blocks).select(schema.names).cast(schema)
+    return table.select(schema.names).cast(schema)
 
 
 def _strata(connection: duckdb.DuckDBPyConnection, model: str) -> statistics.Strata:

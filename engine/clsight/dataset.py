@@ -61,8 +61,8 @@ class Dataset:
         names: list[str] = first.schema.names
         for option, column in (("text", self.text), ("label", self.label), ("id", self.id)):
             if column is not None and column not in names:
-                there = ", ".join(names)
-                raise UsageError(f"{self.path} has no column {column!r} (--{option}); it has {there}")
+                raise UsageError(f"{self.path} has no column {column!r} (--{option}); "
+                                 f"it has {', '.join(names)}")
         if not _is_string(first.schema.field(self.text).type):
             kind = first.schema.field(self.text).type
             raise UsageError(f"--text {self.text}: the column holds {kind}, not text")

@@ -6,8 +6,8 @@ Imports torch, transformers, pyarrow and numpy alone, so that it runs on a bare 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from clsight import shards, tables
+from clsight import shards, tables, weights
 from clsight.attention import IMPLEMENTATION, Attended, forward, prepare
 from clsight.batches import Batch, Pieces, gather, pack, tokenise
 from clsight.models import Classifier, load
@@ -25,6 +25,7 @@ TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 """Pieces per batch and kind of device; on 2 CPU cores 2,048 to 8,192 differ by less than 5 %."""
 
 Floats = npt.NDArray[np.float32]
+_NONE = np.empty(0, dtype=np.int64)
 Progress = Callable[[int], None]
 
 
@@ -56,31 +57,6 @@ class Extractor:
     """Round stored values to float16 precision (half-precision runs)."""
     tokens_per_batch: int
 
-    def shards(self, run: Path, names: list[str], progress: Progress) -> Iterator[str]:
-        """Extract the named document shards of a run; yields each name once it is committed.
-
-        While one shard is in the model, the next is tokenised and the last is written; an error in
-        either is raised here.
-        """
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            read = reader.submit(self.read, run / "documents" / names[0])
-            written: Future[str] | None = None
-            for name, following in zip(names, [*names[1:], None], strict=True):
-                rows, pieces = read.result()
-                if following is not None:
-                    read = reader.submit(self.read, run / "documents" / following)
-                table = self.table(rows, pieces, progress)
-                if written is not None:
-                    yield written.result()
-                written = writer.submit(self.commit, table, run, name)
-            if written is not None:
-                yield written.result()
-
-    def commit(self, table: pa.Table, run: Path, name: str) -> str:
-        """Write a shard's attention under its final name, which is returned."""
-        shards.write(table, run / self.name / "attention" / name)
-        return name
-
     def read(self, path: Path) -> tuple[pa.Array, Pieces]:
         """The usable documents of a shard: their rows, and the pieces of their texts."""
         table = pq.read_table(path, columns=["row", "text", "reason"])
@@ -94,26 +70,24 @@ class Extractor:
         """The attention table of documents, in their order; see `tables.attention`."""
         batches = pack(pieces.lengths, self.tokens_per_batch)
         results = [self._batch(batch, pieces, progress) for batch in batches]
-        documents = np.concatenate([batch.documents for batch in batches] or [np.empty(0, int)])
-        order = np.argsort(documents)
-        schema = tables.attention(pa.string())
+        order = np.argsort(np.concatenate([_NONE, *(batch.documents for batch in batches)]))
         lists = {
             column: _lists([getattr(result, column) for result in results]).take(pa.array(order))
             for column in ("logits", "attention", "contribution")
-        } if results else {c: pa.array([], tables.floats) for c in ("logits", "attention",
-                                                                    "contribution")}
-        logits = lists["logits"].flatten().to_numpy().reshape(len(rows), -1).astype(np.float64)
+        }
+        logits = lists["logits"].flatten().to_numpy().reshape(len(rows), len(self.plan.labels))
         columns = {
             "model": pa.repeat(self.name, len(rows)),
             "row": rows,
-            **predictions(logits, self.plan.labels),
+            **predictions(logits.astype(np.float64), self.plan.labels),
             "n_pieces": pa.array(pieces.lengths, pa.int32()),
             "truncated": pa.array(pieces.truncated),
             "start": pa.ListArray.from_arrays(pa.array(pieces.offsets, pa.int32()), pieces.start),
             "end": pa.ListArray.from_arrays(pa.array(pieces.offsets, pa.int32()), pieces.end),
             **lists,
         }
-        return pa.table({name: columns[name] for name in schema.names})
+        schema = tables.attention(columns["predicted"].type)
+        return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
     def _batch(self, batch: Batch, pieces: Pieces, progress: Progress) -> "_Result":
         index, position = gather(pieces.offsets, batch.documents)
@@ -130,19 +104,63 @@ class Extractor:
 
 
 def open_extractor(
-    name: str, plan: Plan, device: str, tokens_per_batch: int | None = None
+    name: str, plan: Plan, run: Path, device: str, tokens_per_batch: int | None = None
 ) -> Extractor:
-    """Load a model of a plan for extraction on a device ("cpu", "cuda", "cuda:1")."""
+    """Load a model of a plan onto a device, and write its head weights into the run."""
     dtype = getattr(torch, plan.dtype)
-    classifier = prepare(load(plan.models[name], dtype, device, IMPLEMENTATION))
+    classifier = load(plan.models[name], dtype, device, IMPLEMENTATION)
+    shards.write(weights.table(name, weights.head_weights(classifier)),
+                 run / name / "head_weights.parquet")
     budget = tokens_per_batch or TOKENS_PER_BATCH[device.partition(":")[0]]
-    return Extractor(name, plan.models[name], classifier, dtype != torch.float32, budget)
+    return Extractor(name, plan.models[name], prepare(classifier), dtype != torch.float32, budget)
+
+
+def extract(
+    run: Path, plan: Plan, jobs: list[tuple[str, str]], device: str,
+    tokens_per_batch: int | None, progress: Callable[[str, int], None],
+) -> Iterator[tuple[str, str]]:
+    """Extract shards into `MODEL/attention`; yields each job once it is committed.
+
+    While one shard is in the model, the next is tokenised (its model opened first, where it is
+    another) and the last is written; an error in either is raised here.
+
+    Args:
+        run: the run folder.
+        plan: its plan.
+        jobs: (model, name of a document shard), those of one model side by side.
+        device: "cpu", "cuda" or "cuda:1".
+        tokens_per_batch: pieces per batch; None for what suits the device.
+        progress: called with the model and the number of documents of each batch done.
+    """
+    opened: dict[str, Extractor] = {}
+
+    def read(model: str, name: str) -> tuple[Extractor, pa.Array, Pieces]:
+        if model not in opened:
+            opened.clear()
+            opened[model] = open_extractor(model, plan, run, device, tokens_per_batch)
+        return opened[model], *opened[model].read(run / "documents" / name)
+
+    def commit(table: pa.Table, model: str, name: str) -> tuple[str, str]:
+        shards.write(table, run / model / "attention" / name)
+        return model, name
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        prepared = [reader.submit(read, *job) for job in jobs[:1]]
+        written: list[Future[tuple[str, str]]] = []
+        for (model, name), following in zip(jobs, [*jobs[1:], None], strict=True):
+            extractor, rows, pieces = prepared.pop().result()
+            if following is not None:
+                prepared.append(reader.submit(read, *following))
+            table = extractor.table(rows, pieces, partial(progress, model))
+            yield from (future.result() for future in written)
+            written = [writer.submit(commit, table, model, name)]
+        yield from (future.result() for future in written)
 
 
 def predictions(
     logits: npt.NDArray[np.float64], labels: tuple[int | str, ...]
 ) -> dict[str, pa.Array]:
-    """Columns `predicted`, `confidence` (softmax) and `margin` (to the runner-up) of logits [n, C]."""
+    """Columns `predicted`, `confidence` (softmax), `margin` (to the runner-up) of logits [n, C]."""
     ranked = np.sort(logits, axis=1)
     shifted = np.exp(logits - ranked[:, -1:])
     return {
@@ -175,10 +193,10 @@ def _result(attended: Attended, batch: Batch, half: bool) -> _Result:
     )
 
 
-def _lists(parts: list[list[Floats]]) -> Any:
+def _lists(parts: list[list[Floats]]) -> pa.ListArray:
     """A list array with one list per document, of arrays [documents, values]."""
     arrays = [array for part in parts for array in part]
-    lengths = np.concatenate([np.full(len(array), array.shape[1]) for array in arrays])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    values = np.concatenate([array.ravel() for array in arrays])
+    lengths = [np.full(len(array), array.shape[1]) for array in arrays]
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([_NONE, *lengths]))])
+    values = np.concatenate([_NONE, *(array.ravel() for array in arrays)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.float32()))

@@ -6,11 +6,11 @@ and clashes with forked workers); no fast-math, so that sums mean what they say.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = Callable[..., Any]
 
 
 def kernel(function: Function) -> Function:

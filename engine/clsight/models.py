@@ -4,6 +4,7 @@ Safetensors only, no remote code, no invented weights: what cannot be analysed e
 with the reason before any work starts.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def inspect(name: str, path: str, layers: str, seen_labels: list[int | str]) -> 
     _refuse_missing_head(weights, family, path)
     return ModelPlan(
         path=path,
-        sha256=file_sha256([*weights, *sorted(folder.glob("*.json")), *sorted(folder.glob("*.txt"))]),
+        sha256=file_sha256(sorted({*weights, *folder.glob("*.json"), *folder.glob("*.txt")})),
         model_type=config.model_type,
         labels=class_labels(name, config, seen_labels),
         n_heads=config.num_attention_heads,
@@ -192,12 +193,10 @@ def chosen_layers(wanted: str, n_layers: int) -> tuple[int, ...]:
         return tuple(range(n_layers))
     chosen = {n_layers - 1}
     for part in [] if wanted == "last" else wanted.split(","):
-        first, dash, last = part.strip().partition("-") if part.strip()[:1] != "-" else (part, "", "")
-        try:
-            span = range(int(first), int(last or first) + 1)
-        except ValueError:
-            raise UsageError(f"--layers {wanted}: write last, all, or a list such as -1,-2 or 0-5"
-                             ) from None
+        match = re.fullmatch(r" *(?:(-?\d+)|(\d+)-(\d+)) *", part)
+        if not match:
+            raise UsageError(f"--layers {wanted}: write last, all, or a list such as -1,-2 or 0-5")
+        span = range(int(match[1] or match[2]), int(match[1] or match[3]) + 1)
         if any(not -n_layers <= layer < n_layers for layer in span):
             raise UsageError(f"--layers {wanted}: the model has layers 0 to {n_layers - 1}")
         chosen |= {layer % n_layers for layer in span}
@@ -206,9 +205,10 @@ def chosen_layers(wanted: str, n_layers: int) -> tuple[int, ...]:
 
 def _safetensors(folder: Path, path: str) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
-    if not files and (pickles := [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
-        raise UsageError(f"{path} holds its weights only as a pickle ({pickles[0].name}), which can "
-                         "run code when it is opened; save it again with safe_serialization=True")
+    pickles = [file for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)]
+    if not files and pickles:
+        raise UsageError(f"{path} holds its weights only as a pickle ({pickles[0].name}), which "
+                         "can run code when it is opened; save it again as safetensors")
     if not files:
         raise UsageError(f"{path} holds no weights (*.safetensors)")
     return files

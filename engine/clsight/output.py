@@ -16,8 +16,10 @@ from rich.text import Text
 
 TABLE_ROWS = 100
 """Rows that a table on the screen shows; the other formats have all."""
-UNKNOWN_WIDTH = 160
-"""Columns of characters where the output is not a terminal."""
+FOLDED = 60
+"""Characters of a column, beyond which values go on in the next line."""
+UNLIMITED = 10_000
+"""Width for measuring, and for output that is not a terminal."""
 
 
 def write(answer: pa.RecordBatchReader, form: str, out: IO[bytes]) -> None:
@@ -62,15 +64,20 @@ def _arrow(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
 
 def _table(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
     rows = _rows(answer)
-    shown = list(itertools.islice(rows, TABLE_ROWS))
+    first = list(itertools.islice(rows, TABLE_ROWS))
     more = sum(1 for _ in rows)
     text = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
     console = Console(file=text)
+    whole = table(answer.schema, first)
+    width = console.measure(whole, options=console.options.update(width=UNLIMITED)).maximum
     if not console.is_terminal:
-        console = Console(file=text, width=UNKNOWN_WIDTH)
-    console.print(table(answer.schema, shown))
+        console = Console(file=text, width=width)
+    for drawn in [whole] if width <= console.width else map(record, first):
+        console.print(drawn)
+    if not first:
+        text.write("no rows\n")
     if more:
-        console.print(f"{more:,} more rows; --format json, csv, parquet or arrow has them all")
+        text.write(f"{more:,} more rows; --format json, csv, parquet or arrow has them all\n")
     text.detach()
 
 
@@ -84,14 +91,22 @@ FORMATS: dict[str, Callable[[pa.RecordBatchReader, IO[bytes]], None]] = {
 
 
 def table(schema: pa.Schema, rows: list[dict[str, Any]]) -> Table:
-    """A table for the screen: numbers to the right, four significant digits."""
+    """A table for the screen: numbers to the right, long texts folded."""
     drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for field in schema:
         number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
         drawn.add_column(field.name, justify="right" if number else "left",
-                         no_wrap=number, overflow="fold")
+                         overflow="fold", max_width=FOLDED)
     for row in rows:
         drawn.add_row(*(Text(shown(value)) for value in row.values()))
+    return drawn
+
+
+def record(row: dict[str, Any]) -> Table:
+    """One row for a screen that is too narrow for the table: a line per column."""
+    drawn = Table(box=box.HORIZONTALS, show_header=False, pad_edge=False)
+    for name, value in row.items():
+        drawn.add_row(Text(name, style="bold"), Text(shown(value)))
     return drawn
 
 
@@ -102,7 +117,7 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return " ".join(map(shown, value))
+        return ", ".join(map(shown, value))
     # Control characters could move the cursor or change the terminal's colours.
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
 

@@ -5,11 +5,12 @@ call resumes a run.
 """
 
 import dataclasses
+import itertools
 import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +128,8 @@ def _complete(
     if not any(pending.values()) and _is_built(folder, plan, options):
         log.info("nothing to do: %s is complete", folder)
         return
-    for model, names in pending.items():
-        if names:
-            _extract_and_score(folder, plan, model, names, device, tokens_per_batch, progress)
+    if any(pending.values()):
+        _extract_and_score(folder, plan, pending, device, tokens_per_batch, progress)
     _build(folder, plan, options, progress)
     log.info("%s is complete", folder)
 
@@ -240,36 +240,33 @@ def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -
 
 
 def _extract_and_score(
-    folder: Path, plan: Plan, model: str, names: list[str], device: str,
+    folder: Path, plan: Plan, pending: dict[str, list[str]], device: str,
     tokens_per_batch: int | None, progress: Progress,
 ) -> None:
-    """Extract what is missing of a model, and score each shard as it is committed."""
-    from clsight import weights
-    from clsight.extract import best_device, open_extractor
+    """Extract the shards that are missing, and score each as soon as it is committed."""
+    from clsight.extract import best_device, extract
     from clsight.scores import score_shard
 
-    extracted = shards.done(folder / model / "attention")
-    missing = [name for name in names if name not in extracted]
-    n_documents = plan.n_rows or 0
-    progress(model, n_documents - min(len(names) * plan.shard_size, n_documents), n_documents)
-    if missing:
-        extractor = open_extractor(
-            model, plan, best_device() if device == "auto" else device, tokens_per_batch
-        )
-        log.info("%s: %d shards to extract in %s on %s", model, len(missing), plan.dtype,
-                 extractor.classifier.device)
-        head_weights = weights.table(model, weights.head_weights(extractor.classifier))
-        shards.write(head_weights, folder / model / "head_weights.parquet")
+    jobs = [(model, name) for model, names in pending.items() for name in names]
+    extracted = {(m, name) for m in pending for name in shards.done(folder / m / "attention")}
+    missing = [job for job in jobs if job not in extracted]
+    device = best_device() if device == "auto" else device
+    log.info("%d shards to extract in %s on %s", len(missing), plan.dtype, device)
+    n_rows = plan.n_rows or 0
+    n_documents = n_rows - bad_documents(folder / "documents").num_rows
+    ahead = {model: max(0, n_documents - min(n_rows, len(names) * plan.shard_size))
+             for model, names in pending.items()}
+
+    def batch_done(model: str, n: int) -> None:
+        progress(model, n + ahead.pop(model, 0), n_documents)
+
     with ThreadPoolExecutor(1) as scorer:
-        scored: list[Future[None]] = [
-            scorer.submit(score_shard, folder, model, name)
-            for name in names if name in extracted
-        ]
-        if missing:
-            for name in extractor.shards(folder, missing, lambda n: progress(model, n, n_documents)):
-                scored.append(scorer.submit(score_shard, folder, model, name))
-        for future in scored:
-            future.result()
+        committed = itertools.chain(
+            (job for job in jobs if job in extracted),
+            extract(folder, plan, missing, device, tokens_per_batch, batch_done),
+        )
+        for scored in [scorer.submit(score_shard, folder, *job) for job in committed]:
+            scored.result()
 
 
 def _is_built(folder: Path, plan: Plan, options: Options) -> bool:
@@ -293,7 +290,7 @@ def _refuse_bad_names(models: Mapping[str, str]) -> None:
         raise UsageError("name at least one model: --model NAME=PATH")
     for name in models:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in _RESERVED:
-            raise UsageError(f"{name!r} cannot be a model's name: use letters, digits, '_', '-' and "
+            raise UsageError(f"{name!r} cannot be a model's name: use letters, digits, '_', '-', "
                              f"'.', and none of {', '.join(sorted(_RESERVED))}")
 
 

@@ -1,4 +1,4 @@
-"""The frozen plan of a run: what goes in, what is kept, and the fingerprint that resume relies on."""
+"""The frozen plan of a run: what goes in, what is kept, and the fingerprint behind resume."""
 
 import dataclasses
 import hashlib

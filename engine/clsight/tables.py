@@ -62,7 +62,7 @@ def attention(label_type: pa.DataType) -> pa.Schema:
 def scores() -> pa.Schema:
     """One row per document and model; one list per score, one value per word of the document."""
     return pa.schema(
-        {"model": pa.string(), "row": pa.int64()} | {score: floats for score in SCORES}
+        {"model": pa.string(), "row": pa.int64()} | dict.fromkeys(SCORES, floats)
     )
 
 

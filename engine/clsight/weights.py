@@ -75,6 +75,7 @@ def _weight(model: Any, module: str) -> npt.NDArray[np.float64]:
 
 def _l1_by_head(effective: npt.NDArray[np.float64], n_heads: int) -> npt.NDArray[np.float64]:
     """L1 norms [.., heads] of the heads' slices of vectors [.., heads * size], summing to 1."""
-    norms = np.abs(effective).reshape(*effective.shape[:-1], n_heads, -1).sum(-1)
+    slices = np.abs(effective).reshape(*effective.shape[:-1], n_heads, -1)
+    norms: npt.NDArray[np.float64] = slices.sum(-1)
     total = norms.sum(-1, keepdims=True)
-    return np.divide(norms, total, out=np.full_like(norms, 1 / n_heads), where=total > 0)
+    return np.where(total > 0, norms / np.where(total > 0, total, 1), 1 / n_heads)

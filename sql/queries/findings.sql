@@ -2,19 +2,17 @@
 -- One row:   model, finding, form; figures are those of the score that finds it most strongly.
 SELECT
     model, finding, form, list(score ORDER BY z DESC) AS found_by,
-    arg_max(n_documents, z) AS n_documents,
-    arg_max(n_errors, z) AS n_errors,
+    arg_max(n_documents, z) AS documents,
+    arg_max(n_errors, z) AS errors,
     arg_max(mass_ratio, z) AS mass_ratio,
-    arg_max(presence_ratio, z) AS presence_ratio,
-    arg_max(intensity_ratio, z) AS intensity_ratio,
+    arg_max(presence_ratio, z) AS presence,
+    arg_max(intensity_ratio, z) AS intensity,
     arg_max(lift, z) AS lift,
-    max(z) AS z,
-    arg_max(q, z) AS q,
-    arg_max(consistency, z) AS consistency
+    arg_max(q, z) AS q
 FROM (
     SELECT 'over-attended' AS finding, * FROM over_attended
     UNION ALL BY NAME
     SELECT 'neglected' AS finding, * FROM neglected
 )
 GROUP BY model, finding, form
-ORDER BY model, finding DESC, z DESC, form;
+ORDER BY model, finding DESC, max(z) DESC, form;

@@ -4,29 +4,36 @@
 --          prediction) and leave out special pieces; 0 where a document has no positive score.
 -- Source:  MODEL/scores/*.parquet, documents/*.parquet.
 CREATE OR REPLACE VIEW word_mass AS
-WITH word AS (
+WITH total AS (
+    SELECT *,
+        list_sum(list_transform(uniform, lambda x: greatest(x, 0))) AS all_uniform,
+        list_sum(list_transform(classifier, lambda x: greatest(x, 0))) AS all_classifier,
+        list_sum(list_transform(projected, lambda x: greatest(x, 0))) AS all_projected,
+        list_sum(list_transform(contribution, lambda x: greatest(x, 0))) AS all_contribution
+    FROM read_parquet('*/scores/*.parquet')
+),
+word AS (
+    -- Shares are made within the lists: behind unnest, totals would be worked out for every word.
     SELECT
-        s.model, s."row",
-        len(d.form) AS n_words,
-        unnest(d.form) AS form,
-        unnest(s.uniform) AS uniform,
-        unnest(s.classifier) AS classifier,
-        unnest(s.projected) AS projected,
-        unnest(s.contribution) AS contribution,
-        list_sum(list_transform(s.uniform, lambda x: greatest(x, 0))) AS all_uniform,
-        list_sum(list_transform(s.classifier, lambda x: greatest(x, 0))) AS all_classifier,
-        list_sum(list_transform(s.projected, lambda x: greatest(x, 0))) AS all_projected,
-        list_sum(list_transform(s.contribution, lambda x: greatest(x, 0))) AS all_contribution
-    FROM read_parquet('*/scores/*.parquet') AS s
-    JOIN read_parquet('documents/*.parquet') AS d USING ("row")
+        model, "row",
+        len(form) AS n_words,
+        unnest(form) AS form,
+        unnest(list_transform(uniform, lambda x: greatest(x, 0) / all_uniform)) AS uniform,
+        unnest(list_transform(classifier, lambda x: greatest(x, 0) / all_classifier))
+            AS classifier,
+        unnest(list_transform(projected, lambda x: greatest(x, 0) / all_projected)) AS projected,
+        unnest(list_transform(contribution, lambda x: greatest(x, 0) / all_contribution))
+            AS contribution
+    FROM total
+    JOIN read_parquet('documents/*.parquet') USING ("row")
 )
 SELECT
     model, "row", form,
     any_value(n_words) AS n_words,
     count(*) AS n_occurrences,
-    coalesce(sum(greatest(uniform, 0) / nullif(all_uniform, 0)), 0) AS uniform,
-    coalesce(sum(greatest(classifier, 0) / nullif(all_classifier, 0)), 0) AS classifier,
-    coalesce(sum(greatest(projected, 0) / nullif(all_projected, 0)), 0) AS projected,
-    coalesce(sum(greatest(contribution, 0) / nullif(all_contribution, 0)), 0) AS contribution
+    sum(if(isfinite(uniform), uniform, 0)) AS uniform,
+    sum(if(isfinite(classifier), classifier, 0)) AS classifier,
+    sum(if(isfinite(projected), projected, 0)) AS projected,
+    sum(if(isfinite(contribution), contribution, 0)) AS contribution
 FROM word
 GROUP BY model, "row", form;
