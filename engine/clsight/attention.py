@@ -113,7 +113,7 @@ def forward(
             capture=capture,
         ).logits
     if capture.z is None or capture.values is None:
-        raise RuntimeError(f"{type(classifier.model).__name__} never called the attention function")
+        raise RuntimeError(f"{type(classifier.model).__name__} did not call its attention")
     top = logits.detach().topk(2, dim=1).indices
     margin = logits.gather(1, top)
     (g,) = torch.autograd.grad((margin[:, 0] - margin[:, 1]).sum(), capture.z)
@@ -157,7 +157,8 @@ def _cls_only(classifier: Classifier, capture: Capture) -> Iterator[None]:
     """
 
     def narrow(_: Any, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        assert capture.z is not None
+        if capture.z is None:
+            raise RuntimeError(f"{type(classifier.model).__name__} did not call its attention")
         return capture.z.flatten(1)[None], inputs[1][:, capture.cls].float()
 
     def widen(_: Any, __: Any, output: Tensor) -> Tensor:

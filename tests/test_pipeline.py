@@ -1,0 +1,255 @@
+"""A run as its user sees it: complete, resumable, refusing other plans, readable anywhere."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import clsight
+from clsight import database, pipeline
+from clsight.errors import ClsightError, UsageError
+from clsight.words import segment
+from conftest import demo_models
+from reference import Eager
+
+OPTIONS = pipeline.Options(min_documents=20)
+
+
+def run(reviews, output, **changes):
+    arguments = {"text": "text", "label": "label", "models": demo_models(), "dtype": "float32",
+                 "layers": "all", "shard_size": 256, "options": OPTIONS}
+    return pipeline.run(str(reviews), output=output, **(arguments | changes))
+
+
+@pytest.fixture
+def copied_run(small_run, tmp_path):
+    return shutil.copytree(small_run.folder, tmp_path / "run")
+
+
+def contents(folder, relation, order):
+    return clsight.open(folder).sql(f'SELECT * FROM {relation} ORDER BY {order}')
+
+
+def test_predictions_are_the_models(small_run, reviews):
+    texts = pq.read_table(reviews)["text"].to_pylist()[:50]
+    for model, path in demo_models().items():
+        eager = Eager(path)
+        stored = small_run.sql(
+            f"SELECT * FROM predictions WHERE model = '{model}' ORDER BY document_id"
+        )
+        for text, row in zip(texts, stored.iter_rows(named=True), strict=False):
+            logits, *_ = eager(text, small_run.plan.models[model].max_length)
+            probability = np.exp(logits) / np.exp(logits).sum()
+            assert row["predicted"] == logits.argmax()
+            assert row["confidence"] == pytest.approx(probability.max(), abs=1e-5)
+            assert row["margin"] == pytest.approx(np.ptp(logits), abs=1e-4)
+            assert row["correct"] == (row["predicted"] == row["label"])
+
+
+def test_uniform_is_the_row_of_the_question_summed_over_words(small_run, reviews):
+    text = pq.read_table(reviews)["text"][7].as_py()
+    words = segment(pa.array([text]))
+    for model, path in demo_models().items():
+        eager = Eager(path)
+        _, rows, _ = eager(text)
+        spans = eager.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        expected = [
+            sum(a for a, (s, e) in zip(rows[-1].mean(0), spans, strict=True)
+                if s < e and word_s <= s < word_e)
+            for word_s, word_e in zip(words.start[0].as_py(), words.end[0].as_py(), strict=True)
+        ]
+        got = small_run.sql(
+            f"SELECT * FROM words WHERE model = '{model}' AND document_id = 7 ORDER BY position"
+        )
+        assert got["form"].to_list() == words.form[0].as_py()
+        np.testing.assert_allclose(got["uniform"], expected, atol=1e-5)
+
+
+def test_all_models_share_the_words(small_run):
+    spans = small_run.sql(
+        "SELECT document_id, position, form, start_char, end_char, count(DISTINCT model) AS n "
+        "FROM words GROUP BY ALL"
+    )
+    assert set(spans["n"]) == {2}
+
+
+def test_word_mass_is_the_share_of_positive_scores(small_run):
+    words = small_run.sql("words")
+    mass = small_run.sql('SELECT m.*, document_id FROM word_mass AS m JOIN documents USING ("row")')
+    some = mass.sample(200, seed=1)
+    for row in some.iter_rows(named=True):
+        document = words.filter(model=row["model"], document_id=row["document_id"])
+        for score in ("uniform", "contribution"):
+            positive = np.maximum(document[score].to_numpy(), 0)
+            own = positive[(document["form"] == row["form"]).to_numpy()].sum()
+            assert row[score] == pytest.approx(own / positive.sum(), abs=1e-6)
+        assert row["n_words"] == len(document)
+
+
+def test_strata_are_deciles_of_confidence_within_the_reference(small_run):
+    strata = small_run.sql("strata")
+    for (_, reference, _cls), group in strata.group_by("model", "reference", "class"):
+        sizes = group.group_by("decile").len()["len"]
+        assert sizes.max() - sizes.min() <= 1
+        joined = group.join(small_run.sql("predictions"), on=["model", "row"])
+        spans = joined.sort("decile").group_by("decile", maintain_order=True)
+        edges = [(part["confidence"].min(), part["confidence"].max()) for _, part in spans]
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(edges))
+        assert reference in ("predicted", "label")
+
+
+def test_running_again_does_nothing(copied_run, reviews, caplog):
+    before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+    with caplog.at_level("INFO", "clsight"):
+        run(reviews, copied_run)
+    assert "nothing to do" in caplog.text
+    assert before == {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+
+
+@pytest.mark.parametrize("lost", [
+    "bert/scores/00001.parquet", "roberta/attention/00000.parquet", "clsight.duckdb",
+])
+def test_only_what_is_missing_is_made_again(copied_run, reviews, small_run, lost):
+    before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+    (copied_run / lost).unlink()
+    if "attention" in lost:
+        (copied_run / lost.replace("attention", "scores")).unlink()
+    run(reviews, copied_run)
+    changed = {
+        str(path.relative_to(copied_run)) for path, time in before.items()
+        if path.stat().st_mtime_ns != time
+    }
+    assert changed <= {lost, lost.replace("attention", "scores"), "roberta/head_weights.parquet"}
+    for relation, order in (("words", "model, document_id, position"),
+                            ("word_statistics", "model, score, form")):
+        assert contents(copied_run, relation, order).equals(
+            contents(small_run.folder, relation, order)
+        )
+
+
+@pytest.mark.parametrize("shard_size", [100, 10_000])
+def test_shards_do_not_change_the_numbers(small_run, reviews, tmp_path, shard_size):
+    other = run(reviews, tmp_path / "run", shard_size=shard_size)
+    order = "model, document_id, position"
+    mine, theirs = (contents(r.folder, "words", order) for r in (small_run, other))
+    assert mine.drop("uniform", "classifier", "projected", "contribution").equals(
+        theirs.drop("uniform", "classifier", "projected", "contribution")
+    )
+    for score in ("uniform", "classifier", "projected", "contribution"):
+        np.testing.assert_allclose(mine[score], theirs[score], atol=1e-5)
+
+
+def test_another_plan_is_refused_with_both_values(copied_run, reviews, tmp_path):
+    with pytest.raises(UsageError, match="dtype was float32 and is now bfloat16"):
+        run(reviews, copied_run, dtype="bfloat16")
+    changed = tmp_path / "changed.parquet"
+    pq.write_table(pq.read_table(reviews).slice(1), changed)
+    with pytest.raises(UsageError, match=r"dataset sha256 was [0-9a-f]{64} and is now [0-9a-f]{64}"):
+        run(changed, copied_run)
+    with pytest.raises(UsageError, match=r"model roberta sha256 was .* and is now absent"):
+        run(reviews, copied_run, models={"bert": demo_models()["bert"]})
+
+
+def test_other_test_options_make_only_the_statistics_again(copied_run, reviews):
+    before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+    again = run(reviews, copied_run, options=pipeline.Options(min_documents=100))
+    assert before == {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+    assert again.sql("word_statistics")["n_documents"].min() >= 100
+
+
+def test_a_moved_run_still_answers(small_run, tmp_path, monkeypatch):
+    moved = shutil.copytree(small_run.folder, tmp_path / "it's moved")
+    monkeypatch.chdir(tmp_path)
+    assert clsight.open(moved).sql("words").height == small_run.sql("words").height
+    assert clsight.open("it's moved").sql("documents").height == 600
+
+
+def test_folders_that_are_no_runs_are_refused(reviews, tmp_path):
+    with pytest.raises(UsageError, match="does not exist"):
+        clsight.open(tmp_path / "none")
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UsageError, match="not a clsight run"):
+        run(reviews, tmp_path)
+    with pytest.raises(UsageError, match="is a file"):
+        run(reviews, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_bad_rows_stop_the_run_or_are_listed(reviews, tmp_path):
+    rows = pq.read_table(reviews).slice(0, 300).to_pylist()
+    rows[3]["text"], rows[10]["label"], rows[11]["text"] = "  ", 7, None
+    path = tmp_path / "bad.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(ClsightError, match=r"3 of the documents cannot be used.*label 7"):
+        run(path, tmp_path / "run")
+    skipped = run(path, tmp_path / "run", on_bad_row="skip")
+    assert skipped.sql("bad_documents").select("row", "reason").rows() == [
+        (3, "text is empty"), (10, "label 7 is not among bert's: 0 and 1"), (11, "text is null"),
+    ]
+    assert skipped.sql("documents").height == 297
+    assert skipped.sql("predictions").height == 2 * 297
+    assert skipped.sql("documents")["row"].is_in([3, 10, 11]).sum() == 0
+
+
+def test_long_texts_are_flagged(reviews, tmp_path):
+    rows = pq.read_table(reviews).slice(0, 60).to_pylist()
+    rows[5]["text"] = rows[5]["text"] + " and on it went" * 200
+    path = tmp_path / "long.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = run(path, tmp_path / "run").sql("predictions")
+    assert set(found.filter(truncated=True)["document_id"]) == {5}
+    longest = {name: model.max_length for name, model in clsight.open(tmp_path / "run").plan.models
+               .items()}
+    for model, n_pieces in found.filter(truncated=True).select("model", "n_pieces").rows():
+        assert n_pieces == longest[model]
+
+
+def test_names_as_labels_and_ids_of_the_dataset(reviews, tmp_path):
+    table = pq.read_table(reviews).slice(0, 100)
+    names = ["negative", "positive"]
+    named = pa.table({
+        "id": [f"doc-{i}" for i in range(100)], "body": table["text"],
+        "sentiment": [names[label] for label in table["label"].to_pylist()],
+    })
+    pq.write_table(named, tmp_path / "named.parquet")
+    found = run(tmp_path / "named.parquet", tmp_path / "run", text="body", label="sentiment",
+                id="id")
+    predictions = found.sql("predictions")
+    assert set(predictions["predicted"]) <= set(names)
+    assert set(predictions["document_id"]) == set(named["id"].to_pylist())
+
+
+@pytest.mark.parametrize("name", ["documents", "log", "../up", "a b", "", "-x"])
+def test_names_that_cannot_be_folders_are_refused(reviews, tmp_path, name):
+    with pytest.raises(UsageError, match="cannot be a model's name"):
+        run(reviews, tmp_path / "run", models={name: demo_models()["bert"]})
+
+
+def test_half_precision_is_stored_as_such(reviews, tmp_path):
+    table = pq.read_table(reviews).slice(0, 50)
+    pq.write_table(table, tmp_path / "d.parquet")
+    run(tmp_path / "d.parquet", tmp_path / "run", dtype="bfloat16")
+    stored = pq.read_table(tmp_path / "run" / "bert" / "attention")["attention"]
+    values = stored.combine_chunks().flatten().to_numpy()
+    np.testing.assert_array_equal(values, values.astype(np.float16).astype(np.float32))
+
+
+def test_checks_are_empty_and_can_fail(copied_run):
+    with database.connect(copied_run) as connection:
+        assert database.failed_checks(connection) == {}
+    path = copied_run / "bert" / "scores" / "00000.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+    attention = copied_run / "bert" / "attention" / "00000.parquet"
+    pq.write_table(pq.read_table(attention).slice(1), attention)
+    with database.connect(copied_run) as connection:
+        assert database.failed_checks(connection) == {"documents_without_prediction": 1}
+
+
+def test_the_plan_is_plain_json(small_run):
+    stored = json.loads((small_run.folder / "plan.json").read_text())
+    assert stored["n_rows"] == 600
+    assert stored["models"]["bert"]["labels"] == [0, 1]

@@ -1,0 +1,110 @@
+"""The scoring kernel and the head weights against plain NumPy in float64."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from clsight import weights
+from clsight.scores import word_scores
+from conftest import REAL_MODELS, real_classifier, shared
+from reference import Eager
+
+
+def by_character(pieces, values, words):
+    """Word scores by spreading each piece's value evenly over its characters that are in words."""
+    owner = {c: w for w, (start, end) in enumerate(words) for c in range(start, end)}
+    scores = np.zeros((len(values), len(words)))
+    for (start, end), value in zip(pieces, np.transpose(values), strict=True):
+        held = [owner[c] for c in range(start, end) if c in owner]
+        for word in held:
+            scores[:, word] += value / len(held)
+    return scores
+
+
+def random_document(rng):
+    """Pieces that cut anywhere, repeat (as bytes of one character do) and may span words."""
+    n = int(rng.integers(5, 40))
+    cuts = np.unique(np.concatenate([[0, n], rng.integers(0, n, n // 3)]))
+    spans = [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
+    words = [span for span in spans if rng.random() < 0.8]
+    cuts = np.unique(np.concatenate([[0, n], rng.integers(0, n, n // 2)]))
+    pieces = [(int(a), int(b)) for a, b in itertools.pairwise(cuts)]
+    pieces = [piece for piece in pieces for _ in range(1 + (rng.random() < 0.1))]
+    return [(0, 0), *pieces, (0, 0)], words
+
+
+def test_scores_are_those_of_numpy():
+    rng = np.random.default_rng(3)
+    n_heads, n_layers, n_classes = 3, 2, 4
+    head_weights = rng.random((3, n_classes, n_classes, n_heads))
+    documents = [random_document(rng) for _ in range(200)]
+    rows, contributions, logits, expected = [], [], [], []
+    for pieces, words in documents:
+        attention = rng.random((n_layers, n_heads, len(pieces))).astype(np.float32)
+        contribution = rng.normal(size=len(pieces)).astype(np.float32)
+        logit = rng.normal(size=n_classes).astype(np.float32)
+        best, second = np.argsort(-logit)[:2]
+        values = [*(head_weights[:, best, second] @ attention[-1].astype(float)), contribution]
+        expected.append(by_character(pieces, np.array(values), words))
+        rows.append(attention.ravel())
+        contributions.append(contribution)
+        logits.append(logit)
+    spans = [np.array(pieces, dtype=np.int32) for pieces, _ in documents]
+    table = pa.table({
+        "logits": pa.array(logits, pa.list_(pa.float32())),
+        "start": pa.array([span[:, 0] for span in spans], pa.list_(pa.int32())),
+        "end": pa.array([span[:, 1] for span in spans], pa.list_(pa.int32())),
+        "attention": pa.array(rows, pa.list_(pa.float32())),
+        "contribution": pa.array(contributions, pa.list_(pa.float32())),
+    })
+    bounds = np.array([word for _, words in documents for word in words], dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(words) for _, words in documents])])
+    got = word_scores(table, head_weights, (offsets.astype(np.int32), bounds[:, 0], bounds[:, 1]))
+    np.testing.assert_allclose(got, np.concatenate(expected, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta"])
+def test_words_keep_the_mass_of_their_pieces(small_run, model):
+    for name in small_run.plan.shard_names():
+        attention = pq.read_table(small_run.folder / model / "attention" / name)
+        scores = pq.read_table(small_run.folder / model / "scores" / name)
+        for piece, word in zip(attention.to_pylist(), scores.to_pylist(), strict=True):
+            own = np.array(piece["end"]) > np.array(piece["start"])
+            last = np.array(piece["attention"]).reshape(-1, 4, len(own))[-1]
+            assert sum(word["uniform"]) == pytest.approx(last.mean(0)[own].sum(), abs=1e-5)
+            assert sum(word["contribution"]) == pytest.approx(
+                np.array(piece["contribution"])[own].sum(), abs=1e-5
+            )
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+def test_head_weights_follow_their_formula(name):
+    classifier, _ = real_classifier(name, torch.float32)
+    state = {k: v.double().numpy() for k, v in Eager(shared("models", name)).model.state_dict()
+             .items()}
+    roberta = name.startswith("roberta")
+    out = state["classifier.out_proj.weight" if roberta else "classifier.weight"]
+    dense = state["classifier.dense.weight" if roberta else "bert.pooler.dense.weight"]
+    last = max(int(key.split(".")[3]) for key in state if ".encoder.layer." in key)
+    base = "roberta" if roberta else "bert"
+    w_o = state[f"{base}.encoder.layer.{last}.attention.output.dense.weight"]
+    got = weights.head_weights(classifier)
+    n_heads = got.shape[-1]
+    size = len(w_o) // n_heads
+    for best, second in ((0, 1), (1, 0)):
+        for weighting, through in ((1, np.eye(len(w_o))), (2, w_o)):
+            effective = (out[best] - out[second]) @ dense @ through
+            norm = [np.abs(effective[h * size : (h + 1) * size]).sum() for h in range(n_heads)]
+            np.testing.assert_allclose(got[weighting, best, second], norm / np.sum(norm), rtol=1e-6)
+    np.testing.assert_allclose(got[0], 1 / n_heads)
+
+
+def test_head_weights_survive_storage():
+    stored = np.random.default_rng(0).random((3, 3, 3, 5))
+    for c in range(3):
+        stored[:, c, c] = 1 / 5
+    np.testing.assert_array_equal(weights.from_table(weights.table("m", stored)), stored)
