@@ -31,8 +31,34 @@ class Pieces:
         return np.diff(self.offsets)
 
 
+TEXTS_AT_A_TIME = 512
+"""Texts per call of a tokenizer, whose answer holds some 30 kB of Python objects a text."""
+
+
 def tokenise(tokenizer: Any, texts: list[str], max_length: int) -> Pieces:
     """Pieces of every text, cut at `max_length` pieces (special ones included)."""
+    parts = [
+        _tokenise(tokenizer, texts[first : first + TEXTS_AT_A_TIME], max_length)
+        for first in range(0, len(texts), TEXTS_AT_A_TIME)
+    ]
+    ids, spans, lengths, truncated = (
+        np.concatenate(columns) for columns in zip(_NO_TEXTS, *parts, strict=True)
+    )
+    return Pieces(
+        ids=ids,
+        start=np.ascontiguousarray(spans[:, 0]),
+        end=np.ascontiguousarray(spans[:, 1]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        truncated=truncated,
+    )
+
+
+_NO_TEXTS = (np.empty(0, np.int32), np.empty((0, 2), np.int32), np.empty(0, np.int64),
+             np.empty(0, np.bool_))
+
+
+def _tokenise(tokenizer: Any, texts: list[str], max_length: int) -> tuple[npt.NDArray[Any], ...]:
+    """Ids, spans [pieces, 2], lengths and truncation of texts in one call."""
     encoded = tokenizer(
         texts,
         truncation=True,
@@ -41,18 +67,13 @@ def tokenise(tokenizer: Any, texts: list[str], max_length: int) -> Pieces:
         return_attention_mask=False,
         return_token_type_ids=False,
     )
-    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-    np.cumsum([len(ids) for ids in encoded["input_ids"]], out=offsets[1:])
-    flat = [ids for document in encoded["input_ids"] for ids in document]
-    spans = np.array(
-        [span for document in encoded["offset_mapping"] for span in document], dtype=np.int32
-    ).reshape(-1, 2)
-    return Pieces(
-        ids=np.array(flat, dtype=np.int32),
-        start=np.ascontiguousarray(spans[:, 0]),
-        end=np.ascontiguousarray(spans[:, 1]),
-        offsets=offsets,
-        truncated=np.array([bool(one.overflowing) for one in encoded.encodings], dtype=np.bool_),
+    flat = [piece for ids in encoded["input_ids"] for piece in ids]
+    spans = [span for document in encoded["offset_mapping"] for span in document]
+    return (
+        np.array(flat, dtype=np.int32),
+        np.array(spans, dtype=np.int32).reshape(-1, 2),
+        np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64),
+        np.array([bool(one.overflowing) for one in encoded.encodings], dtype=np.bool_),
     )
 
 

@@ -17,9 +17,9 @@ from clsight.errors import ClsightError, UsageError
 from clsight.plan import Plan
 
 FILE = "clsight.duckdb"
-PAIRS_PER_BLOCK = 4_000_000
+PAIRS_PER_BLOCK = 250_000
 """(document, word) pairs in memory at a time while words are tested; 64 bytes a pair."""
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "256MB"
 """For DuckDB while it builds a run; beyond it, DuckDB uses the disk."""
 
 _PARAMETER = re.compile(r"^-- Parameter: *(\w+)(?: *= *(\S+))? *(.*)$", re.MULTILINE)
