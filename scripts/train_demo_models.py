@@ -42,7 +42,7 @@ SHAPE = {
 def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--reviews", type=int, default=200_000, help="training reviews")
+    arguments.add_argument("--reviews", type=int, default=300_000, help="training reviews")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--output", type=Path, default=MODELS)
     given = arguments.parse_args()
@@ -105,7 +105,7 @@ def byte_level_bpe(texts: list[str]) -> Any:
     return blank.train_new_from_iterator(texts, vocab_size=1500, show_progress=False)
 
 
-def train(model: Any, tokenizer: Any, training: list[Review], seed: int, batch: int = 64) -> None:
+def train(model: Any, tokenizer: Any, training: list[Review], seed: int, batch: int = 128) -> None:
     """One pass over the reviews, AdamW, learning rate up and down in one cycle."""
     steps = len(training) // batch
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
@@ -113,7 +113,10 @@ def train(model: Any, tokenizer: Any, training: list[Review], seed: int, batch: 
                                                    pct_start=0.1)
     model.train()
     losses = []
+    first_layer = model.base_model.encoder.layer[0].requires_grad_(False)
     for step, chosen in enumerate(batches(tokenizer, training, batch, seed)):
+        if step == steps // 4:
+            first_layer.requires_grad_(True)
         loss = model(**encoded(tokenizer, chosen), labels=labels(chosen)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

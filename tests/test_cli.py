@@ -24,7 +24,7 @@ def clsight(*arguments, **options):
 def test_every_command_has_help_with_an_example(name):
     answer = clsight(name, "-h", text=True)
     assert answer.returncode == 0
-    assert f"Example:\n  clsight {name}" in answer.stdout
+    assert f"clsight {name}" in answer.stdout.partition("Example:")[2]
     assert isinstance(cli.commands[name], click.Command)
 
 

@@ -4,11 +4,13 @@ Imports torch, transformers, pyarrow and numpy alone, so that it runs on a bare 
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +35,15 @@ _NONE = np.empty(0, dtype=np.int64)
 Progress = Callable[[int], None]
 
 
-def return_freed_memory() -> None:
-    """Let blocks of a megabyte and more go back to the system as soon as they are freed (Linux).
+def bound_memory() -> None:
+    """Keep resident memory where it is after the first shards, however many follow.
 
-    glibc would raise that threshold to 32 MB by itself, and Arrow keeps a pool: resident memory
-    then grew from shard to shard, to 1.29 times the peak for ten times the documents, in holes.
+    Left alone it grew to 1.29 times the peak for ten times the documents. oneDNN keeps the code
+    that it makes for each shape, and nearly every packed batch has a shape of its own (read at its
+    first use in a process); glibc raises the size from which freed blocks go back to the system to
+    32 MB by itself; Arrow keeps a pool.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     pa.set_memory_pool(pa.system_memory_pool())
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
@@ -147,7 +152,7 @@ def extract(
         tokens_per_batch: pieces per batch; None for what suits the device.
         progress: called with the model and the number of documents of each batch done.
     """
-    return_freed_memory()
+    bound_memory()
     opened: dict[str, Extractor] = {}
 
     def read(model: str, name: str) -> tuple[Extractor, pa.Array, Pieces]:
@@ -163,7 +168,7 @@ def extract(
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         prepared = [reader.submit(read, *job) for job in jobs[:1]]
         written: list[Future[tuple[str, str]]] = []
-        for (model, name), following in zip(jobs, [*jobs[1:], None], strict=True):
+        for (model, name), following in zip_longest(jobs, jobs[1:]):
             extractor, rows, pieces = prepared.pop().result()
             if following is not None:
                 prepared.append(reader.submit(read, *following))
