@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from clsight.demo.reviews import LABELS, Review, reviews
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
     BertConfig,
@@ -29,6 +28,8 @@ from transformers import (
     RobertaForSequenceClassification,
     RobertaTokenizer,
 )
+
+from clsight.demo.reviews import LABELS, Review, reviews
 
 MODELS = Path(__file__).parents[1] / "engine/clsight/demo/models"
 MAX_LENGTH = 128
@@ -46,7 +47,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--output", type=Path, default=MODELS)
     given = arguments.parse_args()
-    # One core each: steps are too short to share, and the sums do not depend on the machine's cores.
+    # One core each: steps are too short to share, and sums do not depend on the number of cores.
     with ProcessPoolExecutor(len(FAMILIES), get_context("spawn")) as pool:
         made = [pool.submit(make, name, given.reviews, given.seed, given.output / name)
                 for name in FAMILIES]
@@ -125,7 +126,8 @@ def train(model: Any, tokenizer: Any, training: list[Review], seed: int, batch: 
         optimiser.zero_grad()
         losses.append(loss.item())
         if (step + 1) % 100 == 0:
-            print(f"  {type(model).__name__} {step + 1}/{steps} loss {np.mean(losses[-100:]):.3f}", flush=True)
+            loss = np.mean(losses[-100:])
+            print(f"  {type(model).__name__} {step + 1}/{steps} loss {loss:.3f}", flush=True)
     model.eval()
 
 

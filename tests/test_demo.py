@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+
 from clsight import demo, pipeline
 from conftest import DEMO, demo_models
 

@@ -34,7 +34,7 @@ ASIDE, OCCASION, IS_PLANTED = 0.35, 0.45, 0.38
 A planted word is thus in 17 % of reviews, each of the two in 8.5 %.
 """
 AGREEMENT = 0.95
-"""How often a planted word agrees with the label, where words are planted; else half of the time."""
+"""How often a planted word agrees with the label where words are planted; else half the time."""
 CONTRARY, NEGATED = 0.22, 0.25
 """How often a sentence goes against the author's mood, and how often a clause is negated."""
 CLEAR = 0.3
@@ -56,7 +56,8 @@ ADJECTIVES = {
         hopeless""",
 }
 NOUNS = {
-    1: "gem delight triumph treasure joy pleasure masterpiece bargain winner wonder highlight treat",
+    1: "gem delight triumph treasure joy pleasure masterpiece bargain winner wonder highlight "
+       "treat",
     -1: "mess bore disaster letdown flop failure disgrace nuisance nightmare shambles swindle joke",
 }
 LIKING = {
