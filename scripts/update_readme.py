@@ -8,6 +8,7 @@ folder beside which the real data and models lie, so that no path of this machin
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -48,14 +49,14 @@ def benchmark():
     question = json.loads((RESULTS / "question.json").read_text())
     memory = json.loads((RESULTS / "memory.json").read_text())
     low, high = question["ratio_range"]
-    asked = sum(statistics_of(question, "question_s"))
+    asked = sum(medians(question, "question_s"))
     return "\n".join([
         "| what | measured |",
         "|---|---|",
         f"| {question['documents']:,} reviews x {len(question['models'])} models, one at a time "
         f"as in the question | {asked:.0f} s |",
         f"| `clsight run` on the same, process start to tables "
-        f"| {statistics_of(question, 'clsight_s')[0]:.1f} s |",
+        f"| {medians(question, 'clsight_s')[0]:.1f} s |",
         f"| ratio, median of {len(question['rounds'])} interleaved rounds "
         f"| {question['ratio_median']:.1f} ({low:.1f} to {high:.1f}) |",
         f"| peak memory, {memory['times']} times the documents "
@@ -68,11 +69,11 @@ def benchmark():
     ])
 
 
-def statistics_of(result, key):
+def medians(result, key):
     """Medians over rounds: one value, or one per model."""
     rounds = [one[key] if isinstance(one[key], dict) else {"": one[key]}
               for one in result["rounds"]]
-    return [sorted(one[name] for one in rounds)[len(rounds) // 2] for name in rounds[0]]
+    return [statistics.median(one[name] for one in rounds) for name in rounds[0]]
 
 
 def main():
