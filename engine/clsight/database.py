@@ -129,6 +129,8 @@ def build(
         _store(connection, "tested_words", tables.tested_words().empty_table())
         for view in _in_order(views):
             connection.execute(views[view])
+        # All models share the documents, and so the words that are tested.
+        connection.execute(_TESTED, {"min_documents": options.min_documents})
         for model in plan.models:
             for tested in tested_words(connection, model, options):
                 connection.register("tested_block", tested)
@@ -164,7 +166,6 @@ def tested_words(
 ) -> Iterator[pa.Table]:
     """`tables.tested_words` of a model, in blocks of bounded memory."""
     strata = _strata(connection, model)
-    connection.execute(_TESTED, {"min_documents": options.min_documents})
     connection.execute(_TESTED_MASS, {"model": model})
     tested = connection.sql("FROM tested ORDER BY word").to_arrow_table()
     ends = np.cumsum(tested["n_documents"].to_numpy())

@@ -55,9 +55,7 @@ class Dataset:
             UsageError: a column is missing or of a type that cannot serve.
             ClsightError: the dataset has no rows.
         """
-        first = next((batch for batch in self.batches() if batch.num_rows), None)
-        if first is None:
-            raise ClsightError(f"{self.path} has no rows")
+        first = self._first
         names: list[str] = first.schema.names
         for option, column in (("text", self.text), ("label", self.label), ("id", self.id)):
             if column is not None and column not in names:
@@ -82,8 +80,7 @@ class Dataset:
 
     def labels(self) -> list[int | str]:
         """The distinct labels of the first rows, sorted."""
-        first = next(batch for batch in self.batches() if batch.num_rows)
-        values = pc.unique(_plain(first.column(self.label), self.label_type, self.label))
+        values = pc.unique(_plain(self._first.column(self.label), self.label_type, self.label))
         return sorted(value for value in values.to_pylist() if value is not None)
 
     @cached_property
@@ -93,6 +90,14 @@ class Dataset:
             return file_sha256([Path(self.path)])
         fingerprint: str = self._hugging_face()._fingerprint
         return hashlib.sha256(fingerprint.encode()).hexdigest()
+
+    @cached_property
+    def _first(self) -> pa.RecordBatch:
+        """The first rows, which decide types and spelling."""
+        first = next((batch for batch in self.batches() if batch.num_rows), None)
+        if first is None:
+            raise ClsightError(f"{self.path} has no rows")
+        return first
 
     def _reader(self, path: str) -> Iterator[pa.RecordBatch]:
         kind = Path(path.removesuffix(".gz")).suffix
