@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clsight import pipeline
-from clsight.attention import IMPLEMENTATION, prepare
+from clsight.attention import prepare
 from clsight.models import inspect, load
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -34,7 +34,7 @@ def real_reviews(n: int) -> pa.Table:
 def real_classifier(name: str, dtype: torch.dtype, layers: str = "all"):
     """A shared model prepared for extraction, and its plan."""
     plan = inspect(name, str(shared("models", name)), layers, [0, 1])
-    return prepare(load(plan, dtype, "cpu", IMPLEMENTATION)), plan
+    return prepare(load(plan, dtype, "cpu")), plan
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM
 
 from clsight.attention import IMPLEMENTATION
 from clsight.errors import UsageError
-from clsight.models import chosen_layers, class_labels, inspect, load
+from clsight.models import chosen_layers, class_labels, inspect, load, unavailable_scores
 from conftest import DEMO
 
 
@@ -79,6 +79,23 @@ def test_a_broken_configuration_is_named(checkpoint):
 def test_other_heads_and_families_are_refused_by_name(checkpoint, changes, match):
     reconfigure(checkpoint, **changes)
     refused(checkpoint, match)
+
+
+def test_one_logit_stands_for_two_classes_which_must_be_numbered(checkpoint):
+    reconfigure(checkpoint, id2label={"0": "good"}, label2id={"good": 0}, problem_type=None)
+    assert inspect("m", str(checkpoint), "last", [0, 1]).labels == (0, 1)
+    assert inspect("m", str(checkpoint), "last", ["0", "1"]).labels == ("0", "1")
+    refused(checkpoint, "one logit .sigmoid., the dataset has the labels bad, good",
+            seen=("bad", "good"))
+
+
+def test_activations_without_a_conserving_rule_make_conservative_unavailable(checkpoint):
+    assert unavailable_scores(str(checkpoint)) == {}
+    reconfigure(checkpoint, hidden_act="mish")
+    assert unavailable_scores(str(checkpoint)) == {
+        "conservative": "it has no rule for the activation mish"
+    }
+
 
 
 def test_labels_are_spelled_as_in_the_dataset():

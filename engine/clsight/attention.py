@@ -1,16 +1,31 @@
-"""The [CLS] attention rows and the exact contribution of every piece, at the cost of inference.
+"""[CLS] attention rows and the scores of pieces that a forward pass alone can give.
 
-A function registered with transformers stands in for attention. In every layer it runs fused
-attention; in the layers asked for it computes one query row beside it, softmax(q_cls K^T), in
-float32. In the last layer nothing but the [CLS] row is needed, so nothing else is computed: its
-z = sum_j a_j v_j becomes a leaf of autograd, everything behind it runs for the [CLS] rows alone in
-float32, and one small backward gives g = dm/dz of the margin m.
+A function registered with transformers stands in for attention and sees every layer's queries, keys
+and values. In every layer it runs fused attention; in the layers asked for it computes one query
+row beside it, softmax(q_cls K^T), in float32. In the last layer only the rows that the head reads
+are needed, so the model is left there: what follows runs for those rows alone, in float32, and a
+small backward through it gives g = dm/dz of the margin m, the target class's logit minus the
+highest other one.
 
-No L x L attention is ever held, and no parameter has a gradient.
+Without more than that, nothing before the last layer's z has a graph: one forward pass. Scores of
+other layers start a graph at the layer that they need; no parameter ever has a gradient. Attention
+of all queries is made in blocks of documents and heads, and never kept.
+
+    norm          |sum_h a[h,j] v[h,j] W_o[h]|, last layer (Kobayashi et al. 2020)           1 pass
+    contribution  sum_h a[h,j] (v[h,j] . g[h]): the exact first-order share of the margin    1
+    contribution_N  the same in layer N                                          1 to 2, by depth
+    rollout       row of the product of (mean_h A + 1) / 2 over layers (Abnar and Zuidema 2020)  1+
+    relevance     row of the product of 1 + mean_h (dm/dA * A)^+ (Chefer et al. 2021)        2+
+    conservative  x[j] . dm/dx[j] at the embeddings, by the rule of `rules` (Ali et al. 2022)  2+
+
+Where a head reads the mean over pieces instead of [CLS], rows are means over queries, and a
+contribution is summed over queries: what the head reads, either way.
 """
 
+import copy
+import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,34 +34,37 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from clsight.models import Classifier
+from clsight.models import IMPLEMENTATION, Classifier
+from clsight.rules import Rules
 
-IMPLEMENTATION = "clsight_sdpa"
-"""Name in transformers' registry; "sdpa" in it makes models that would never call it raise."""
+BLOCK = 1 << 22
+"""Most attention weights of all queries in memory at a time: 16 MiB of float32."""
+
+Groups = tuple[tuple[int, int, int], ...]
+"""(first piece, documents, pieces per document) of each length, as in `batches.Batch`."""
 
 
-@dataclass
-class Capture:
-    """What a forward pass over one packed batch of n documents and T pieces leaves behind."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is computed of each batch."""
 
-    groups: tuple[tuple[int, int, int], ...]
-    """(first piece, documents, pieces per document), as in `batches.Batch`."""
-    cls: Tensor
-    """[n] index of each document's [CLS] piece."""
     layers: tuple[int, ...]
-    last: int
-    rows: dict[int, Tensor] = field(default_factory=dict)
-    """layer -> [heads, T] float32 attention from [CLS] to each piece of its document."""
-    z: Tensor | None = None
-    """[n, heads, head size] float32, last layer; the leaf of autograd."""
-    values: Tensor | None = None
-    """[heads, T, head size] value vectors of the last layer."""
+    """Layers whose rows are kept, ascending."""
+    scores: tuple[str, ...] = ("contribution",)
+    """Piece scores: norm, contribution, contribution_N, rollout, relevance, conservative."""
 
-    def grouped(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Views [heads, documents, pieces, size] of x [heads, T, size], one per length."""
-        for first, documents, length in self.groups:
-            pieces = slice(first, first + documents * length)
-            yield pieces, x[:, pieces].unflatten(1, (documents, length))
+    @property
+    def contribution_layers(self) -> tuple[int, ...]:
+        """Layers N of the scores contribution_N."""
+        return tuple(int(s.removeprefix("contribution_")) for s in self.scores
+                     if s.startswith("contribution_"))
+
+    @property
+    def graph_from(self) -> int | None:
+        """The first layer that a backward passes through; None where the last z is enough."""
+        if {"relevance", "conservative"} & {*self.scores}:
+            return 0
+        return min(self.contribution_layers, default=None)
 
 
 @dataclass(frozen=True)
@@ -57,72 +75,425 @@ class Attended:
     """[n, classes]"""
     rows: Tensor
     """[layers, heads, T]; each head's values of a document sum to 1."""
-    contribution: Tensor
-    """[heads, T] a * (v . g): exact first-order share of the margin, in logits."""
-    z_dot_g: Tensor
-    """[n, heads] what `contribution` sums to over a document's pieces."""
+    scores: dict[str, Tensor]
+    """score -> [heads, T] for contributions, [1, T] for others."""
+
+
+class _AtLastLayer(Exception):  # noqa: N818 (not an error: it leaves the model where enough is known)
+    """The last layer's attention has been seen."""
+
+
+@dataclass
+class Passage:
+    """One packed batch on its way through the layers."""
+
+    classifier: Classifier
+    groups: Groups
+    wanted: Wanted
+    cls: Tensor
+    """[n] index of each document's [CLS] piece."""
+    layer: int = 0
+    """Layers whose attention was seen so far."""
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    """layer -> [heads, T]"""
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    hidden: Tensor | None = None
+    """[T, width] what enters the last layer."""
+    leaf: Tensor | None = None
+    """[1, T, width] what enters the layer where the graph starts."""
+    z: Tensor | None = None
+    """[n or T, heads, size] attention's output in the last layer, for the rows that are read."""
+    attention: "tuple[Heads, Tensor, Tensor, Tensor] | None" = None
+    """The last layer's geometry, q, k and v [heads, T, size]."""
+    roll: dict[int, Tensor] = field(default_factory=dict)
+    """first piece of a group -> [documents, L, L] product of the layers so far (rollout)."""
+    rules: Rules = field(default_factory=Rules)
+
+    @property
+    def last(self) -> int:
+        """Index of the last layer."""
+        return self.classifier.n_layers - 1
+
+    @property
+    def only_cls(self) -> bool:
+        """The head reads the [CLS] rows alone."""
+        return self.classifier.pooling == "first"
+
+    def see(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
+        """Attention of the next layer: q, k, v [heads, T, size] -> [T, heads, size]."""
+        layer, self.layer = self.layer, self.layer + 1
+        heads = Heads(self.groups, scaling, window)
+        if layer in self.wanted.layers or layer == self.last:
+            with torch.no_grad():
+                self.rows[layer] = heads.rows(q, k, self.cls if self.only_cls else None)
+        if "rollout" in self.wanted.scores:
+            self._roll(heads, q.detach(), k.detach(), layer)
+        if layer == self.last:
+            self._finish(heads, q, k, v)
+        if self.leaf is not None:
+            return _attention(q, k, v, self, heads, layer)
+        return heads.fused(q.to(v.dtype), k.to(v.dtype), v)
+
+    def _finish(self, heads: "Heads", q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.attention = heads, q.detach(), k.detach(), v.detach()
+        if self.leaf is not None:
+            queries = q[:, self.cls] if self.only_cls else q
+            self.z = _attention(queries, k, v, self, heads, self.last)
+        elif self.only_cls:
+            self.z = heads.weighted(self.rows[self.last], v).requires_grad_()
+        else:
+            self.z = heads.fused(q.to(v.dtype), k.to(v.dtype), v).requires_grad_()
+        raise _AtLastLayer
+
+    def _roll(self, heads: "Heads", q: Tensor, k: Tensor, layer: int) -> None:
+        """Multiply the layer's (mean_h A + 1) / 2 onto the product so far."""
+        for first, documents, length in self.groups:
+            mean = torch.zeros(documents, length, length, device=q.device)
+            for block in heads.blocks(len(q), first):
+                mean[block.documents] += heads.weights(block, q, k).sum(1) / len(q)
+            mean.diagonal(dim1=1, dim2=2).add_(1)
+            mean /= 2
+            self.roll[first] = mean if layer == 0 else mean @ self.roll[first]
+
+    def backward(
+        self, heads: "Heads", layer: int, q: Tensor, k: Tensor, v: Tensor, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Gradients of q, k, v by the rule of the hour; picks up scores on the way."""
+        conserving = self.rules.conserving
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        grad = grad.transpose(0, 1)
+        relevance = self._start_relevance(layer) if "relevance" in self.wanted.scores else None
+        single = q.shape[1] != k.shape[1]
+        contribution = torch.zeros(k.shape[:2], device=k.device)
+        passed = torch.zeros_like(relevance) if relevance is not None else None
+        for block in heads.blocks(len(k)):
+            weights = heads.weights(block, q, k)
+            upward = block.queries(grad, single).float()
+            block.pieces(dv).copy_(weights.transpose(2, 3) @ upward)
+            if conserving:
+                continue
+            down = weights * (upward @ block.pieces(v).float().transpose(2, 3))
+            read = down[:, :, :1] if self.only_cls else down
+            block.pieces(contribution[..., None]).copy_(read.sum(2)[..., None])
+            if relevance is not None and passed is not None:
+                block.add(passed, relevance, down, single, len(k))
+            down -= weights * down.sum(-1, keepdim=True)
+            block.queries(dq, single).copy_(down @ block.pieces(k).float() * heads.scaling)
+            block.pieces(dk).copy_(
+                down.transpose(2, 3) @ block.queries(q, single).float() * heads.scaling
+            )
+        if conserving:
+            return None, None, dv
+        if layer in self.wanted.contribution_layers:
+            self.scores[f"contribution_{layer}"] = contribution
+        if relevance is not None and passed is not None:
+            self.scores["relevance"] = relevance + passed
+        return dq, dk, dv
+
+    def _start_relevance(self, layer: int) -> Tensor:
+        """[1, T] relevance from the layers above; at the top, what the head reads."""
+        if layer < self.last:
+            return self.scores["relevance"]
+        return self.read()[None]
+
+    def read(self) -> Tensor:
+        """[T] how much of each piece's last output the head reads: [CLS] alone, or the mean."""
+        lengths = torch.cat([torch.full((documents * length,), length)
+                             for _, documents, length in self.groups])
+        if not self.only_cls:
+            return (1 / lengths).to(self.cls.device)
+        one = torch.zeros(len(lengths), device=self.cls.device)
+        one[self.cls] = 1
+        return one
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some documents of one length and some heads: what is attended in one piece."""
+
+    heads: slice
+    first: int
+    """First piece."""
+    document: int
+    """First document of the batch."""
+    group: int
+    """First document within its length."""
+    count: int
+    length: int
+
+    @property
+    def documents(self) -> slice:
+        """The documents, counted within their length."""
+        return slice(self.group, self.group + self.count)
+
+    @property
+    def span(self) -> slice:
+        """The pieces."""
+        return slice(self.first, self.first + self.count * self.length)
+
+    def pieces(self, x: Tensor) -> Tensor:
+        """View [documents, heads, L, size] of x [heads, T, size]."""
+        view: Tensor = x[self.heads, self.span].unflatten(1, (self.count, self.length))
+        return view.transpose(0, 1)
+
+    def queries(self, x: Tensor, single: bool) -> Tensor:
+        """The same of x [heads, queries, size], where a document may have one query alone."""
+        if not single:
+            return self.pieces(x)
+        return x[self.heads, self.document : self.document + self.count].transpose(0, 1)[:, :, None]
+
+    def add(
+        self, passed: Tensor, relevance: Tensor, down: Tensor, single: bool, n_heads: int
+    ) -> None:
+        """Pass relevance [1, T] of the queries on to the keys: sum_i r_i mean_h (A dm/dA)^+."""
+        mean = down.clamp(min=0).sum(1) / n_heads
+        above = relevance[0, self.span].unflatten(0, (self.count, self.length))
+        above = above[:, :1] if single else above
+        passed[0, self.span] += torch.einsum("nq,nqk->nk", above, mean).flatten()
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention of one layer over the documents of a packed batch."""
+
+    groups: Groups
+    scaling: float
+    window: int | None
+    """Pieces at this distance or beyond are not attended; None where all are."""
+
+    def blocks(self, n_heads: int, only: int | None = None) -> Iterator[Block]:
+        """All documents and heads (or those of the length that starts at piece `only`)."""
+        document = 0
+        for first, documents, length in self.groups:
+            if only is None or only == first:
+                square = length * length
+                n = max(1, BLOCK // (n_heads * square))
+                h = max(1, min(n_heads, BLOCK // square))
+                for group in range(0, documents, n):
+                    for head in range(0, n_heads, h):
+                        yield Block(slice(head, min(head + h, n_heads)), first + group * length,
+                                    document + group, group, min(n, documents - group), length)
+            document += documents
+
+    def weights(self, block: Block, q: Tensor, k: Tensor) -> Tensor:
+        """[documents, heads, queries, L] softmax(q K^T), in float32."""
+        queries = block.queries(q, q.shape[1] != k.shape[1]).float() * self.scaling
+        scores = queries @ block.pieces(k).float().transpose(2, 3)
+        if (mask := self.mask(block.length, k.device)) is not None:
+            scores.masked_fill_(~mask[: scores.shape[2]], -torch.inf)
+        return scores.softmax(-1)
+
+    def mask(self, length: int, device: torch.device) -> Tensor | None:
+        """[L, L] True where a query attends; None where it attends to all."""
+        if self.window is None or length <= self.window:
+            return None
+        place = torch.arange(length, device=device)
+        near: Tensor = (place[:, None] - place).abs() < self.window
+        return near
+
+    def rows(self, q: Tensor, k: Tensor, cls: Tensor | None) -> Tensor:
+        """[heads, T] attention of the [CLS] queries; without `cls`, the mean over queries."""
+        rows = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
+        queries = q if cls is None else q[:, cls]
+        for block in self.blocks(len(k)) if cls is None else self._by_length(len(k)):
+            mean = self.weights(block, queries, k).mean(2)
+            block.pieces(rows[..., None]).copy_(mean[..., None])
+        return rows
+
+    def _by_length(self, n_heads: int) -> Iterator[Block]:
+        """One block a length: enough where each document has one query."""
+        document = 0
+        for first, documents, length in self.groups:
+            yield Block(slice(0, n_heads), first, document, 0, documents, length)
+            document += documents
+
+    def weighted(self, rows: Tensor, v: Tensor) -> Tensor:
+        """[n, heads, size] z = sum_j a_j v_j of each document."""
+        return torch.cat([
+            (block.pieces(rows[..., None]).transpose(2, 3) @ block.pieces(v).float())[:, :, 0]
+            for block in self._by_length(len(v))
+        ])
+
+    def dot(self, v: Tensor, g: Tensor) -> Tensor:
+        """[heads, T] v_j . g of the document (g [n, heads, size]) that holds piece j."""
+        products = torch.empty(v.shape[:2], dtype=torch.float32, device=v.device)
+        for block in self._by_length(len(v)):
+            of_document = g[block.document : block.document + block.count, :, :, None]
+            block.pieces(products[..., None]).copy_(block.pieces(v).float() @ of_document)
+        return products
+
+    def summed(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+        """[heads, T] sum_i A[i,j] (v_j . g_i) over a document's queries i; g [T, heads, size]."""
+        sums = torch.empty(v.shape[:2], dtype=torch.float32, device=v.device)
+        for block in self.blocks(len(v)):
+            upward = block.pieces(g.transpose(0, 1)).float()
+            down = self.weights(block, q, k) * (upward @ block.pieces(v).float().transpose(2, 3))
+            block.pieces(sums[..., None]).copy_(down.sum(2)[..., None])
+        return sums
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[T, heads, size] attention of all queries, one call for each length."""
+        output = torch.empty_like(v.transpose(0, 1), memory_format=torch.contiguous_format)
+        for block in self._by_length(len(v)):
+            attended = scaled_dot_product_attention(
+                block.pieces(q), block.pieces(k), block.pieces(v),
+                attn_mask=self.mask(block.length, v.device), scale=self.scaling,
+            )
+            block.pieces(output.transpose(0, 1)).copy_(attended)
+        return output
+
+
+def _attention(*args: Any) -> Tensor:
+    attended: Tensor = _Attention.apply(*args)  # type: ignore[no-untyped-call]
+    return attended
+
+
+class _Attention(torch.autograd.Function):
+    """Attention whose backward follows either rule; q [heads, n or T, size] -> [n or T, ..]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, passage: Passage, heads: Heads, layer: int
+    ) -> Tensor:
+        ctx.passage, ctx.heads, ctx.layer = passage, heads, layer
+        ctx.save_for_backward(q, k, v)
+        if q.shape[1] != k.shape[1]:
+            return heads.weighted(passage.rows[layer], v)
+        return heads.fused(q.to(v.dtype), k.to(v.dtype), v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        gradients = ctx.passage.backward(ctx.heads, ctx.layer, *ctx.saved_tensors, grad)
+        return *gradients, None, None, None
 
 
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    *, scaling: float, capture: Capture, **_: Any,
+    *, scaling: float, passage: Passage, sliding_window: int | None = None, **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention for transformers' registry; query, key, value are [1, heads, T, head size].
+    """Attention for transformers' registry; query, key, value are [1, heads, T, size].
 
-    Returns the attention output [1, T, heads, head size]. In the last layer it is a place-holder:
-    what follows takes `capture.z` instead.
+    Returns the attention output [1, T, heads, size]; the last layer does not return.
     """
     if attention_mask is not None:
         raise ValueError("packed batches are not padded, so no mask is expected")
-    q, k, v = query[0], key[0], value[0]
-    layer = module.layer_idx
-    if layer in capture.layers or layer == capture.last:
-        capture.rows[layer] = _cls_rows(q, k, scaling, capture)
-    if layer == capture.last:
-        capture.values = v
-        capture.z = _weighted_values(capture.rows[layer], v, capture).requires_grad_()
-        return value.transpose(1, 2), None
-    output = torch.empty_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
-    grouped = zip(capture.grouped(q), capture.grouped(k), capture.grouped(v), strict=True)
-    for (pieces, qg), (_p, kg), (_q, vg) in grouped:
-        attended = scaled_dot_product_attention(
-            qg.transpose(0, 1), kg.transpose(0, 1), vg.transpose(0, 1), scale=scaling
-        )
-        output[0, pieces].unflatten(0, qg.shape[1:3]).copy_(attended.transpose(1, 2))
-    return output, None
+    shared = query.shape[1] // key.shape[1]
+    k, v = (x[0].repeat_interleave(shared, 0) if shared > 1 else x[0] for x in (key, value))
+    return passage.see(query[0], k, v, scaling, sliding_window)[None], None
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)
 
 
 def forward(
-    classifier: Classifier, ids: Tensor, positions: Tensor,
-    groups: tuple[tuple[int, int, int], ...], layers: tuple[int, ...],
+    classifier: Classifier, ids: Tensor, positions: Tensor, groups: Groups, wanted: Wanted,
+    segments: Tensor | None = None, target: Tensor | None = None,
 ) -> Attended:
-    """Run a packed batch; `ids` and `positions` are [T], `positions` from 0 in each document.
+    """Run a packed batch through a classifier that `prepare` made ready.
 
-    The classifier must have been opened with `IMPLEMENTATION` and passed through `prepare`.
+    Args:
+        classifier: opened with `IMPLEMENTATION`.
+        ids: [T] vocabulary indices.
+        positions: [T] from 0 in each document.
+        groups: how the pieces lie.
+        wanted: what to compute.
+        segments: [T] token types; None for 0.
+        target: [n] the class whose margin is explained; None for the predicted one.
     """
-    capture = Capture(groups, torch.nonzero(positions == 0).squeeze(1), layers,
-                      classifier.n_layers - 1)
-    with _cls_only(classifier, capture):
-        logits: Tensor = classifier.model(
-            input_ids=ids[None],
-            token_type_ids=torch.zeros_like(ids)[None],
-            position_ids=positions[None] + classifier.first_position,
-            capture=capture,
-        ).logits
-    if capture.z is None or capture.values is None:
-        raise RuntimeError(f"{type(classifier.model).__name__} did not call its attention")
-    top = logits.detach().topk(2, dim=1).indices
-    margin = logits.gather(1, top)
-    (g,) = torch.autograd.grad((margin[:, 0] - margin[:, 1]).sum(), capture.z)
-    return Attended(
-        logits=logits.detach(),
-        rows=torch.stack([capture.rows[layer] for layer in layers]),
-        contribution=capture.rows[capture.last] * _dot(capture.values, g, capture),
-        z_dot_g=(capture.z.detach() * g).sum(-1),
-    )
+    cls = torch.cat([first + length * torch.arange(documents)
+                     for first, documents, length in groups]).to(ids.device)
+    passage = Passage(classifier, groups, wanted, cls)
+    inputs = {"token_type_ids": torch.zeros_like(ids) if segments is None else segments,
+              "position_ids": positions + classifier.first_position}
+    with _through(passage):
+        try:
+            classifier.model.base_model(
+                input_ids=ids[None], passage=passage,
+                **{name: inputs[name][None] for name in classifier.inputs},
+            )
+        except _AtLastLayer:
+            logits = _head(passage)
+        else:
+            raise RuntimeError(f"{type(classifier.model).__name__} did not call its attention")
+    margin = margins(logits, target)
+    _last_layer_scores(passage, margin)
+    _all_layer_scores(passage, margin)
+    scores = {name: passage.scores[name].float() for name in wanted.scores}
+    rows = [passage.rows[layer] for layer in wanted.layers]
+    return Attended(logits.detach(), torch.stack(rows) if rows else cls.new_empty(0), scores)
+
+
+def margins(logits: Tensor, target: Tensor | None) -> Tensor:
+    """[n] the target's logit (the predicted class's, where `target` is None) minus the best other.
+    """
+    if target is None:
+        target = logits.argmax(1)
+    own = torch.nn.functional.one_hot(target, logits.shape[1]).bool()
+    return logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
+
+
+def _head(passage: Passage) -> Tensor:
+    """[n, classes] logits: the rest of the last layer and the head, for the rows that are read."""
+    classifier = passage.classifier
+    family, model = classifier.family, classifier.model
+    assert family.rest is not None
+    assert passage.z is not None
+    assert passage.hidden is not None
+    hidden = passage.hidden[passage.cls] if passage.only_cls else passage.hidden
+    dtype = next(classifier.tail.parameters()).dtype
+    hidden = family.rest(classifier.tail, passage.z.flatten(1).to(dtype), hidden.to(dtype))
+    hidden = family.final(model, hidden.float())
+    passage.rules.gated = False
+    if passage.only_cls:
+        return classifier.logits(hidden)
+    if classifier.pooling == "mean":
+        return classifier.logits(_means(hidden, passage.groups))
+    return _means(classifier.logits(hidden), passage.groups)
+
+
+def _means(x: Tensor, groups: Groups) -> Tensor:
+    """[n, size] mean over each document's pieces of x [T, size]."""
+    return torch.cat([
+        x[first : first + documents * length].unflatten(0, (documents, length)).mean(1)
+        for first, documents, length in groups
+    ])
+
+
+def _last_layer_scores(passage: Passage, margin: Tensor) -> None:
+    """`contribution` and `norm`, which need no graph before the last z."""
+    assert passage.z is not None
+    assert passage.attention is not None
+    heads, q, k, values = passage.attention
+    rows = passage.rows[passage.last]
+    if "contribution" in passage.wanted.scores:
+        more = passage.wanted.graph_from is not None
+        (g,) = torch.autograd.grad(margin.sum(), passage.z, retain_graph=more)
+        passage.scores["contribution"] = (
+            rows * heads.dot(values, g) if passage.only_cls else heads.summed(q, k, values, g)
+        )
+    if "norm" in passage.wanted.scores:
+        weighted = (rows[..., None] * values.float()).transpose(0, 1).flatten(1)
+        projection = passage.classifier.output_projection.float()
+        passage.scores["norm"] = (weighted @ projection.T).norm(dim=1)[None]
+    if "rollout" in passage.wanted.scores:
+        passage.scores["rollout"] = torch.cat([
+            (roll[:, 0] if passage.only_cls else roll.mean(1)).flatten()
+            for roll in passage.roll.values()
+        ])[None]
+
+
+def _all_layer_scores(passage: Passage, margin: Tensor) -> None:
+    """What a backward through the layers gives: the gradient first, then the conserving rule."""
+    wanted, leaf = passage.wanted, passage.leaf
+    if leaf is None:
+        return
+    conservative = "conservative" in wanted.scores
+    if "relevance" in wanted.scores or wanted.contribution_layers:
+        torch.autograd.grad(margin.sum(), leaf, retain_graph=conservative)
+    if conservative:
+        passage.rules.conserving = True
+        (grad,) = torch.autograd.grad(margin.sum(), leaf)
+        passage.scores["conservative"] = (leaf.detach().float() * grad.float()).sum(-1)
 
 
 def prepare(classifier: Classifier) -> Classifier:
@@ -133,70 +504,35 @@ def prepare(classifier: Classifier) -> Classifier:
     from 0.0049 to 0.0037, in the same time. A float32 residual stream throughout costs half as much
     time again and leaves the last layer where it is.
     """
-    layers: Any = classifier.model.get_submodule(classifier.family.layers)
-    dtype = next(layers[0].parameters()).dtype
-    last: Any = classifier.last_layer
-    tail = [last.attention.output, last.intermediate, last.output]
-    head = [classifier.model.get_submodule(name) for name in classifier.family.head]
-    for module in [classifier.model.base_model.embeddings, *tail, *head]:
-        module.float()
-
-    def enter(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return inputs[0].to(dtype), *inputs[1:]
-
-    layers[0].register_forward_pre_hook(enter)
-    return classifier
+    model = classifier.model
+    tail = classifier.layers[-1]
+    if classifier.pooling == "first":
+        tail = copy.deepcopy(tail).float()
+    inside = {id(p) for layer in classifier.layers for p in layer.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            parameter.data = parameter.data.float()
+    return dataclasses.replace(classifier, tail=tail)
 
 
 @contextmanager
-def _cls_only(classifier: Classifier, capture: Capture) -> Iterator[None]:
-    """Let everything behind the last attention see the [CLS] rows alone.
+def _through(passage: Passage) -> Iterator[None]:
+    """Watch what enters the layers; where a graph is needed, let it start and know both rules."""
+    classifier, wanted = passage.classifier, passage.wanted
 
-    Behind the layer documents become the batch dimension, [n, 1, size], so that heads, which read
-    position 0, work unchanged.
-    """
+    def enter(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = inputs[0].to(classifier.dtype)
+        if passage.layer == wanted.graph_from:
+            hidden = passage.leaf = hidden.detach().requires_grad_()
+        if passage.layer == passage.last:
+            passage.hidden = hidden[0]
+        return hidden, *inputs[1:]
 
-    def narrow(_: Any, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if capture.z is None:
-            raise RuntimeError(f"{type(classifier.model).__name__} did not call its attention")
-        return capture.z.flatten(1)[None], inputs[1][:, capture.cls].float()
-
-    def widen(_: Any, __: Any, output: Tensor) -> Tensor:
-        return output.transpose(0, 1)
-
-    last: Any = classifier.last_layer
-    hooks = [last.attention.output.register_forward_pre_hook(narrow),
-             last.register_forward_hook(widen)]
-    try:
+    watched = {0, passage.last, wanted.graph_from or 0}
+    with ExitStack() as stack:
+        if wanted.graph_from is not None:
+            passage.rules.gated = classifier.family.gated
+            stack.enter_context(passage.rules)
+        for layer in {classifier.layers[i] for i in watched}:
+            stack.callback(layer.register_forward_pre_hook(enter).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _cls_rows(query: Tensor, key: Tensor, scaling: float, capture: Capture) -> Tensor:
-    """[heads, T] softmax over each document's pieces of its [CLS] query, in float32."""
-    rows = torch.empty(key.shape[:2], dtype=torch.float32, device=key.device)
-    for (pieces, qg), (_, kg) in zip(capture.grouped(query), capture.grouped(key), strict=True):
-        scores = (qg[:, :, :1].float() * scaling) @ kg.float().transpose(2, 3)
-        rows[:, pieces] = scores.softmax(-1).flatten(1)
-    return rows
-
-
-def _weighted_values(rows: Tensor, value: Tensor, capture: Capture) -> Tensor:
-    """[n, heads, head size] z = sum_j a_j v_j per document."""
-    parts = [
-        torch.einsum("hns,hnsd->nhd", rows[:, pieces].unflatten(1, vg.shape[1:3]), vg.float())
-        for pieces, vg in capture.grouped(value)
-    ]
-    return torch.cat(parts)
-
-
-def _dot(value: Tensor, g: Tensor, capture: Capture) -> Tensor:
-    """[heads, T] v_j . g of the document that holds piece j."""
-    parts, done = [], 0
-    for _, vg in capture.grouped(value):
-        gg = g[done : done + vg.shape[1]]
-        parts.append(torch.einsum("nhd,hnsd->hns", gg, vg.float()).flatten(1))
-        done += vg.shape[1]
-    return torch.cat(parts, dim=1)

@@ -17,11 +17,13 @@ class Pieces:
     ids: npt.NDArray[np.int32]
     """Vocabulary index of each piece."""
     start: npt.NDArray[np.int32]
-    """First character of each piece in its text; special pieces have (0, 0)."""
+    """First character of each piece in its text; special pieces, and only they, have (0, 0)."""
     end: npt.NDArray[np.int32]
     """One past the last character."""
     offsets: Integers
     """[n + 1]"""
+    segments: npt.NDArray[np.int32]
+    """Token type of each piece; 0 where the model's tokenizer makes no difference."""
     truncated: npt.NDArray[np.bool_]
     """[n] the text was longer than the model's maximum."""
 
@@ -35,13 +37,24 @@ TEXTS_AT_A_TIME = 512
 """Texts per call of a tokenizer, whose answer holds some 30 kB of Python objects a text."""
 
 
-def tokenise(tokenizer: Any, texts: list[str], max_length: int) -> Pieces:
-    """Pieces of every text, cut at `max_length` pieces (special ones included)."""
+def tokenise(
+    tokenizer: Any, texts: list[str], max_length: int, pairs: list[str] | None = None
+) -> Pieces:
+    """Pieces of every text, cut at `max_length` pieces (special ones included).
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        texts: the texts.
+        max_length: most pieces of a document; of a pair the longer text is cut first.
+        pairs: the second text of each pair; its characters count on from those of the first, with
+            one character between them.
+    """
     parts = [
-        _tokenise(tokenizer, texts[first : first + TEXTS_AT_A_TIME], max_length)
-        for first in range(0, len(texts), TEXTS_AT_A_TIME)
+        _tokenise(tokenizer, texts[some], pairs[some] if pairs else None, max_length)
+        for some in (slice(first, first + TEXTS_AT_A_TIME)
+                     for first in range(0, len(texts), TEXTS_AT_A_TIME))
     ]
-    ids, spans, lengths, truncated = (
+    ids, spans, segments, lengths, truncated = (
         np.concatenate(columns) for columns in zip(_NO_TEXTS, *parts, strict=True)
     )
     return Pieces(
@@ -49,18 +62,22 @@ def tokenise(tokenizer: Any, texts: list[str], max_length: int) -> Pieces:
         start=np.ascontiguousarray(spans[:, 0]),
         end=np.ascontiguousarray(spans[:, 1]),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        segments=segments,
         truncated=truncated,
     )
 
 
-_NO_TEXTS = (np.empty(0, np.int32), np.empty((0, 2), np.int32), np.empty(0, np.int64),
-             np.empty(0, np.bool_))
+_NO_TEXTS = (np.empty(0, np.int32), np.empty((0, 2), np.int32), np.empty(0, np.int32),
+             np.empty(0, np.int64), np.empty(0, np.bool_))
 
 
-def _tokenise(tokenizer: Any, texts: list[str], max_length: int) -> tuple[npt.NDArray[Any], ...]:
-    """Ids, spans [pieces, 2], lengths and truncation of texts in one call."""
+def _tokenise(
+    tokenizer: Any, texts: list[str], pairs: list[str] | None, max_length: int
+) -> tuple[npt.NDArray[Any], ...]:
+    """Ids, spans [pieces, 2], token types, lengths and truncation of texts in one call."""
     encoded = tokenizer(
         texts,
+        pairs,
         truncation=True,
         max_length=max_length,
         return_offsets_mapping=True,
@@ -68,13 +85,42 @@ def _tokenise(tokenizer: Any, texts: list[str], max_length: int) -> tuple[npt.ND
         return_token_type_ids=False,
     )
     flat = [piece for ids in encoded["input_ids"] for piece in ids]
+    ids = np.array(flat, dtype=np.int32)
     spans = [span for document in encoded["offset_mapping"] for span in document]
-    return (
-        np.array(flat, dtype=np.int32),
-        np.array(spans, dtype=np.int32).reshape(-1, 2),
-        np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64),
-        np.array([bool(one.overflowing) for one in encoded.encodings], dtype=np.bool_),
-    )
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
+    n_special = tokenizer.num_special_tokens_to_add(pair=pairs is not None) * len(texts)
+    last = [len(text) - 1 for text in texts]
+    placed = np.array(spans, dtype=np.int32).reshape(-1, 2)
+    segments = np.zeros(len(ids), dtype=np.int32)
+    if "token_type_ids" in tokenizer.model_input_names:
+        segments = np.concatenate([one.type_ids for one in encoded.encodings]).astype(np.int32)
+    if pairs is None:
+        placed = _placed(placed, n_special, encoded, np.repeat(last, lengths))
+    else:
+        in_pair = np.concatenate([np.equal(one.sequence_ids, 1) for one in encoded.encodings])
+        last_of_pair = [len(text) - 1 for text in pairs]
+        ends = np.where(in_pair, np.repeat(last_of_pair, lengths), np.repeat(last, lengths))
+        placed = _placed(placed, n_special, encoded, ends)
+        placed[in_pair] += np.repeat(last, lengths)[in_pair, None].astype(np.int32) + 2
+    truncated = np.array([bool(one.overflowing) for one in encoded.encodings], dtype=np.bool_)
+    return ids, placed, segments, lengths, truncated
+
+
+def _placed(
+    spans: npt.NDArray[np.int32], n_special: int, encoded: Any, last: Integers
+) -> npt.NDArray[np.int32]:
+    """The spans, where only the `n_special` special pieces have no character.
+
+    RoBERTa's tokenizer trims white space off its spans and leaves none to a piece of white space
+    alone: such a piece gets the next character of its text, or the text's `last`.
+    """
+    empty = spans[:, 0] >= spans[:, 1]
+    if np.count_nonzero(empty) > n_special:
+        special = np.concatenate([one.special_tokens_mask for one in encoded.encodings])
+        (trimmed,) = np.nonzero(empty & (special == 0))
+        spans[trimmed, 0] = np.minimum(spans[trimmed, 0], np.maximum(last[trimmed], 0))
+        spans[trimmed, 1] = spans[trimmed, 0] + 1
+    return spans
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def cli() -> None:
     "    --model bert=models/bert --model roberta=models/roberta -o run"))
 @click.argument("data")
 @click.option("--text", required=True, metavar="COLUMN", help="Column of the texts.")
+@click.option("--text-pair", metavar="COLUMN",
+              help="Column of the second texts, for classifiers of pairs.")
 @click.option("--label", required=True, metavar="COLUMN", help="Column of the gold labels.")
 @click.option("--id", "id_", metavar="COLUMN", help="Column of document ids [default: the row].")
 @click.option("--split", help="Split of a Hugging Face dataset.")
@@ -51,6 +53,12 @@ def cli() -> None:
 @click.option("-o", "--output", required=True, metavar="RUN", help="The run folder.")
 @click.option("--layers", default="last", show_default=True, metavar="last|all|LIST",
               help="Layers whose attention rows are stored, such as -1,-2 or 0-5.")
+@click.option("--scores", default="default", show_default=True, metavar="default|all|LIST",
+              help="Word scores: uniform, classifier, projected, norm, contribution, rollout, "
+                   "relevance, conservative; uniform_N and contribution_N for layer N. The default "
+                   "is what one forward pass gives; uniform and contribution are always there.")
+@click.option("--target", default="predicted", show_default=True, metavar="predicted|gold|LABEL",
+              help="The class whose margin scores explain.")
 @click.option("--dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
               help="Precision; auto is bfloat16 where the hardware multiplies it.")
@@ -206,7 +214,10 @@ def _import_engine() -> None:
     Modules live as long as the process, so looking for garbage among them is half a second lost;
     loading libraries side by side saves as much again.
     """
+    from clsight import memory
+
     gc.disable()
+    memory.bound()
     with ThreadPoolExecutor(1) as beside:
         imported = beside.submit(import_module, "clsight.extract")
         for module in ("words", "scores", "database"):

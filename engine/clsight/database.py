@@ -124,6 +124,8 @@ def build(
         connection.execute(f"SET temp_directory = '{_quoted(path.with_suffix('.tmp'))}'")
         names = ", ".join(f"'{name}'" for name in plan.models)
         connection.execute(f"CREATE TYPE model_name AS ENUM ({names})")
+        names = ", ".join(f"'{name}'" for name in plan.scores)
+        connection.execute(f"CREATE TYPE score_name AS ENUM ({names})")
         _store(connection, "run_parameters", pa.Table.from_pylist([_parameters(plan, options)]))
         views = sql_files("views")
         _store(connection, "tested_words", tables.tested_words().empty_table())
@@ -132,7 +134,7 @@ def build(
         # All models share the documents, and so the words that are tested.
         connection.execute(_TESTED, {"min_documents": options.min_documents})
         for model in plan.models:
-            for tested in tested_words(connection, model, options):
+            for tested in tested_words(connection, model, plan.scores, options):
                 connection.register("tested_block", tested)
                 connection.execute("INSERT INTO tested_words FROM tested_block")
                 connection.unregister("tested_block")
@@ -162,7 +164,8 @@ def failed_checks(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def tested_words(
-    connection: duckdb.DuckDBPyConnection, model: str, options: statistics.Options
+    connection: duckdb.DuckDBPyConnection, model: str, scores: tuple[str, ...],
+    options: statistics.Options,
 ) -> Iterator[pa.Table]:
     """`tables.tested_words` of a model, in blocks of bounded memory."""
     strata = _strata(connection, model)
@@ -174,7 +177,8 @@ def tested_words(
         before = ends[first - 1] if first else 0
         last = int(np.searchsorted(ends, before + PAIRS_PER_BLOCK, side="right"))
         last = max(last, first + 1)
-        yield _block(connection, model, tested.slice(first, last - first), first, strata, options)
+        block = tested.slice(first, last - first)
+        yield _block(connection, model, scores, block, first, strata, options)
         first = last
 
 
@@ -196,8 +200,8 @@ ORDER BY word, "row"
 
 
 def _block(
-    connection: duckdb.DuckDBPyConnection, model: str, tested: pa.Table, first: int,
-    strata: statistics.Strata, options: statistics.Options,
+    connection: duckdb.DuckDBPyConnection, model: str, scores: tuple[str, ...], tested: pa.Table,
+    first: int, strata: statistics.Strata, options: statistics.Options,
 ) -> pa.Table:
     entries = connection.sql(
         'FROM tested_mass WHERE word >= $first AND word < $last ORDER BY word, "row"',
@@ -206,16 +210,16 @@ def _block(
     mass = statistics.Mass(
         offsets=np.concatenate([[0], np.cumsum(tested["n_documents"].to_numpy())]),
         document=np.searchsorted(strata.rows, entries["row"].to_numpy()),
-        x=np.stack([entries[score].to_numpy() for score in tables.SCORES]),
+        x=np.stack([entries[score].to_numpy() for score in scores]),
     )
     n_words, n_occurrences = entries["n_words"].to_numpy(), entries["n_occurrences"].to_numpy()
     described = statistics.describe(mass, strata, n_words / n_occurrences)
     result = statistics.test_words(mass, strata, options)
     columns = described | {"z": result.z, "p": result.p, "consistency": result.consistency}
     table = pa.table({
-        "model": pa.repeat(model, len(tables.SCORES) * len(tested)),
-        "score": pa.array(np.repeat(tables.SCORES, len(tested))),
-        "form": pa.concat_arrays(tested["form"].chunks * len(tables.SCORES)),
+        "model": pa.repeat(model, len(scores) * len(tested)),
+        "score": pa.array(np.repeat(scores, len(tested))),
+        "form": pa.concat_arrays(tested["form"].chunks * len(scores)),
         **{name: pa.array(values.ravel(), from_pandas=True) for name, values in columns.items()},
     })
     schema = tables.tested_words()

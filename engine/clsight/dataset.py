@@ -35,6 +35,8 @@ class Dataset:
     label: str
     id: str | None = None
     split: str | None = None
+    text_pair: str | None = None
+    """Column of the second text, for classifiers of pairs."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in dataset order, all columns, as Arrow batches of any size."""
@@ -44,8 +46,9 @@ class Dataset:
             raise ClsightError(f"{self.path} cannot be read: {error}") from error
 
     def columns(self) -> list[str]:
-        """The columns that are read: id (where there is one), text, label."""
-        return [column for column in (self.id, self.text, self.label) if column is not None]
+        """The columns that are read: id and second text (where there are any), text, label."""
+        columns = (self.id, self.text, self.text_pair, self.label)
+        return [column for column in columns if column is not None]
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -57,13 +60,15 @@ class Dataset:
         """
         first = self._first
         names: list[str] = first.schema.names
-        for option, column in (("text", self.text), ("label", self.label), ("id", self.id)):
+        texts = [("text", self.text), ("text-pair", self.text_pair)]
+        for option, column in (*texts, ("label", self.label), ("id", self.id)):
             if column is not None and column not in names:
                 raise UsageError(f"{self.path} has no column {column!r} (--{option}); "
                                  f"it has {', '.join(names)}")
-        if not _is_string(first.schema.field(self.text).type):
-            kind = first.schema.field(self.text).type
-            raise UsageError(f"--text {self.text}: the column holds {kind}, not text")
+        for option, column in texts:
+            kind = first.schema.field(column).type if column is not None else pa.string()
+            if not _is_string(kind):
+                raise UsageError(f"--{option} {column}: the column holds {kind}, not text")
         return first.schema
 
     @cached_property
@@ -139,7 +144,8 @@ def _parquet(path: str, dataset: Dataset) -> Iterator[pa.RecordBatch]:
 
 def _csv(path: str, dataset: Dataset) -> Iterator[pa.RecordBatch]:
     # An id is text and a text is text, whatever the first rows look like.
-    strings = {column: pa.string() for column in (dataset.text, dataset.id) if column}
+    texts = (dataset.text, dataset.text_pair, dataset.id)
+    strings = {column: pa.string() for column in texts if column}
     yield from pyarrow.csv.open_csv(
         path,
         parse_options=pyarrow.csv.ParseOptions(
@@ -246,15 +252,23 @@ def _documents(
     row = pa.array(range(first, first + rows.num_rows), pa.int64())
     text = rows[dataset.text].cast(pa.string()).combine_chunks()
     label = _plain(rows[dataset.label], dataset.label_type, f"--label {dataset.label}")
-    words = segment(text)
+    pair = reason = pa.nulls(len(text), pa.string())
+    segmented = text
+    if dataset.text_pair is not None:
+        pair = rows[dataset.text_pair].cast(pa.string()).combine_chunks()
+        # White space parts words, so these are the words of both.
+        segmented = pc.binary_join_element_wise(text, pair, "\n")
+        reason = _blank(pair, "second text")
+    words = segment(segmented)
     return pa.table(
         {
             "row": row,
             "document_id": row if dataset.id is None
             else _plain(rows[dataset.id], dataset.id_type, f"--id {dataset.id}"),
             "text": text,
+            "text_pair": pair,
             "label": label,
-            "reason": _reasons(text, label, labels),
+            "reason": pc.coalesce(_blank(text, "text"), reason, _label_reasons(label, labels)),
             "form": words.form,
             "start": words.start,
             "end": words.end,
@@ -262,9 +276,16 @@ def _documents(
     )
 
 
-def _reasons(text: pa.Array, label: pa.Array, labels: dict[str, list[int | str]]) -> pa.Array:
-    """Why a document cannot be used; null where it can. The first reason counts."""
-    reason = pa.nulls(len(text), pa.string())
+def _blank(text: pa.Array, name: str) -> pa.Array:
+    """Why a text cannot be used; null where it can."""
+    trimmed = pc.utf8_trim_whitespace(pc.fill_null(text, ""))
+    reason = pc.if_else(pc.equal(pc.utf8_length(trimmed), 0), f"{name} is empty", None)
+    return pc.if_else(pc.is_null(text), f"{name} is null", reason)
+
+
+def _label_reasons(label: pa.Array, labels: dict[str, list[int | str]]) -> pa.Array:
+    """Why a label cannot be used; null where it can. The first model that lacks it counts."""
+    reason = pa.nulls(len(label), pa.string())
     for model, known in reversed(labels.items()):
         unknown = pc.invert(pc.is_in(label, pa.array(known, label.type)))
         spelled = pc.binary_join_element_wise(
@@ -274,10 +295,7 @@ def _reasons(text: pa.Array, label: pa.Array, labels: dict[str, list[int | str]]
         known_text = f": {listed(list(known))}"
         message = pc.binary_join_element_wise(spelled, known_text, "")
         reason = pc.if_else(unknown, message, reason)
-    reason = pc.if_else(pc.is_null(label), "label is missing", reason)
-    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(text, ""))), 0)
-    reason = pc.if_else(blank, "text is empty", reason)
-    return pc.if_else(pc.is_null(text), "text is null", reason)
+    return pc.if_else(pc.is_null(label), "label is missing", reason)
 
 
 def _plain_type(kind: pa.DataType, option: str) -> pa.DataType:

@@ -6,6 +6,8 @@ with the reason before any work starts.
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import torch
 import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.activations import FastGELUActivation, NewGELUActivation
 
+from clsight import rules
 from clsight.dataset import file_sha256
 from clsight.errors import UsageError, listed
+from clsight.families import FAMILIES, REFUSED, UNKNOWN, Family
 from clsight.plan import ModelPlan
 
 transformers.logging.set_verbosity_error()
@@ -23,43 +28,11 @@ transformers.logging.disable_progress_bar()
 
 ABSURD_LENGTH = 1_000_000
 """Tokenizers without a maximum report 10^30; from here on it is taken as none."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a family of encoders keeps the modules that matter, as dotted paths."""
-
-    layers: str
-    """List of encoder layers, each with `attention.output` (W_o, residual, LayerNorm)."""
-    head: tuple[str, ...]
-    """Modules from the encoder's output to the logits."""
-    dense: str
-    """The head's first dense layer, which reads the [CLS] embedding."""
-    out: str
-    """The head's output layer: one row of weights per class."""
-    positions_after_padding: bool = False
-    """Positions count from padding_idx + 1 instead of 0."""
-
-
-def _roberta(base: str) -> Family:
-    return Family(
-        layers=f"{base}.encoder.layer",
-        head=("classifier",),
-        dense="classifier.dense",
-        out="classifier.out_proj",
-        positions_after_padding=base == "roberta",
-    )
-
-
-FAMILIES = {
-    "bert": Family("bert.encoder.layer", ("bert.pooler", "classifier"), "bert.pooler.dense",
-                   "classifier"),
-    "roberta": _roberta("roberta"),
-    "xlm-roberta": _roberta("roberta"),
-    "camembert": _roberta("roberta"),
-    "electra": _roberta("electra"),
-}
-"""model_type of a configuration -> its family."""
+UNLIMITED = 4096
+"""Most pieces of a document for models without a maximum of their own (XLNet)."""
+IMPLEMENTATION = "clsight_sdpa"
+"""Name of clsight's attention function in transformers' registry; "sdpa" in it makes models that
+would never call it raise."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +43,33 @@ class Classifier:
     tokenizer: Any
     family: Family
     max_length: int
+    layers: list[Any]
+    """Encoder layers by depth."""
+    tail: Any
+    """The last layer, in the precision in which what follows its attention runs."""
+    pooling: str
+    """What the head reads: "first", "mean", "late" (see `Family.pooling`), or "last"."""
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, max_length: int) -> "Classifier":
+        """A transformers model in memory, with what is known of its family.
+
+        GELUs that are spelled out in Python are replaced by the fused function of the same formula,
+        which is faster, and known to `rules`.
+        """
+        for module in list(model.modules()):
+            for child_name, child in module.named_children():
+                if isinstance(child, (NewGELUActivation, FastGELUActivation)):
+                    setattr(module, child_name, torch.nn.GELU(approximate="tanh"))
+        family = FAMILIES.get(model.config.model_type, UNKNOWN)
+        layers = family.layers(model)
+        return cls(model, tokenizer, family, max_length, layers, layers[-1] if layers else None,
+                   family.pooling(model.config))
 
     @property
     def n_layers(self) -> int:
         """Number of encoder layers."""
-        return int(self.model.config.num_hidden_layers)
+        return len(self.layers)
 
     @property
     def first_position(self) -> int:
@@ -82,17 +77,39 @@ class Classifier:
         return _first_position(self.model.config, self.family)
 
     @property
-    def last_layer(self) -> torch.nn.Module:
-        """The encoder layer whose [CLS] output the head reads."""
-        layers = self.model.get_submodule(self.family.layers)
-        last: torch.nn.Module = layers[self.n_layers - 1]
-        return last
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the encoder layers."""
+        dtype: torch.dtype = next(self.layers[0].parameters()).dtype
+        return dtype
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Which of token types and positions the encoder takes, beside the pieces' ids."""
+        taken = signature(self.model.base_model.forward).parameters
+        return tuple(name for name in ("token_type_ids", "position_ids") if name in taken)
+
+    @property
+    def output_projection(self) -> torch.Tensor:
+        """[width, heads * size] W_o of the last layer."""
+        projection: torch.Tensor = self.tail.get_submodule(self.family.output).weight
+        return projection
+
+    def logits(self, pooled: torch.Tensor) -> torch.Tensor:
+        """[n, classes] of what the head reads [n, width]."""
+        return two_classes(self.family.head(self.model, pooled))
+
+
+def two_classes(logits: torch.Tensor) -> torch.Tensor:
+    """A single logit x [n, 1] as the logits (0, x), whose softmax is (1 - sigmoid, sigmoid)."""
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
 def inspect(name: str, path: str, layers: str, seen_labels: list[int | str]) -> ModelPlan:
@@ -110,7 +127,9 @@ def inspect(name: str, path: str, layers: str, seen_labels: list[int | str]) -> 
     folder = local_folder(path)
     weights = _safetensors(folder, path)
     config, tokenizer = _config(folder, path), _tokenizer(folder, path)
-    family = _family(config, path)
+    if config.model_type in REFUSED:
+        raise UsageError(f"{path} is a {config.model_type} model: {REFUSED[config.model_type]}")
+    family = FAMILIES.get(config.model_type, UNKNOWN)
     _refuse_missing_head(weights, family, path)
     return ModelPlan(
         path=path,
@@ -118,28 +137,57 @@ def inspect(name: str, path: str, layers: str, seen_labels: list[int | str]) -> 
         model_type=config.model_type,
         labels=class_labels(name, config, seen_labels),
         n_heads=config.num_attention_heads,
-        layers=chosen_layers(layers, config.num_hidden_layers),
+        layers=chosen_layers(layers, _depth(config)),
         max_length=_max_length(config, tokenizer, family),
     )
 
 
-def load(plan: ModelPlan, dtype: torch.dtype, device: str, attention: str) -> Classifier:
-    """Open the classifier of a plan: frozen, in evaluation mode, with the given attention.
+def unavailable_scores(path: str) -> dict[str, str]:
+    """Scores that a checkpoint cannot have -> the reason."""
+    config = _config(local_folder(path), path)
+    kind, family = config.model_type, FAMILIES.get(config.model_type, UNKNOWN)
+    reasons: dict[str, str] = {}
+    if family.dense is None:
+        unknown = f"how the head of {kind} models reads attention heads is not known to clsight"
+        reasons |= {"classifier": unknown, "projected": unknown}
+    if not family.fast:
+        reasons["norm"] = f"value vectors of {kind} models are out of reach on the general path"
+    activation = getattr(config, "hidden_act", None) or getattr(config, "activation", "gelu")
+    activation = getattr(config, "hidden_activation", None) or activation
+    if activation not in rules.NAMED:
+        reasons["conservative"] = f"it has no rule for the activation {activation}"
+    return reasons
+
+
+def load(
+    plan: ModelPlan, dtype: torch.dtype, device: str, attention: str | None = None
+) -> Classifier:
+    """Open the classifier of a plan: frozen, in evaluation mode.
+
+    Args:
+        plan: which one.
+        dtype: precision.
+        device: where to.
+        attention: transformers' name of an attention function; None for clsight's own where the
+            family calls it, else eager attention.
 
     Raises:
         UsageError: weights are missing from the checkpoint.
     """
     folder = local_folder(plan.path)
+    family = FAMILIES.get(plan.model_type, UNKNOWN)
+    full = {"attention_type": "original_full"} if plan.model_type == "big_bird" else {}
     model, report = AutoModelForSequenceClassification.from_pretrained(
         folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-        attn_implementation=attention, dtype=dtype,
+        attn_implementation=attention or (IMPLEMENTATION if family.fast else "eager"), dtype=dtype,
+        **full,
     )
     if missing := sorted(report["missing_keys"]):
         raise UsageError(f"{plan.path} lacks the weights {listed(missing, 4)}, which would be "
                          "random; fine-tune the model for classification first")
     model.requires_grad_(False).eval().to(device)
     tokenizer = _tokenizer(folder, plan.path)
-    return Classifier(model, tokenizer, _family(model.config, plan.path), plan.max_length)
+    return Classifier.of(model, tokenizer, plan.max_length)
 
 
 def local_folder(path: str) -> Path:
@@ -168,15 +216,20 @@ def class_labels(name: str, config: Any, seen: list[int | str]) -> tuple[int | s
         UsageError: the model does not classify into two or more exclusive classes, or none of
             its names occurs among the dataset's labels.
     """
-    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
-        kind = config.problem_type or "one logit"
-        raise UsageError(f"{name}: {kind} heads are not supported; clsight needs a logit for each "
-                         "of two or more exclusive classes")
+    n_classes = max(2, config.num_labels)
+    if config.problem_type == "regression" or (
+        config.problem_type == "multi_label_classification" and config.num_labels > 1
+    ):
+        raise UsageError(f"{name}: {config.problem_type} heads are not supported; clsight explains "
+                         "why a model chose one class and not another")
     names = [config.id2label[index] for index in range(config.num_labels)]
     if all(isinstance(label, int) for label in seen):
-        return tuple(range(config.num_labels))
+        return tuple(range(n_classes))
     if not set(seen) & set(names) and all(str(label).isdecimal() for label in seen):
-        return tuple(str(index) for index in range(config.num_labels))
+        return tuple(str(index) for index in range(n_classes))
+    if config.num_labels == 1:
+        raise UsageError(f"{name} has one logit (sigmoid), the dataset has the labels "
+                         f"{listed(seen)}; number them 0 and 1, 1 for the class that it stands for")
     if not set(seen) & set(names):
         raise UsageError(f"{name} knows the labels {listed(names)}, the dataset has "
                          f"{listed(seen)}; spell them alike, or number the classes from 0")
@@ -234,13 +287,6 @@ def _tokenizer(folder: Path, path: str) -> Any:
     return tokenizer
 
 
-def _family(config: Any, path: str) -> Family:
-    if config.model_type not in FAMILIES:
-        raise UsageError(f"{path} is a {config.model_type} model, which is not supported yet; "
-                         f"supported: {', '.join(FAMILIES)}")
-    return FAMILIES[config.model_type]
-
-
 def _refuse_missing_head(weights: list[Path], family: Family, path: str) -> None:
     there: set[str] = set()
     for file in weights:
@@ -250,10 +296,14 @@ def _refuse_missing_head(weights: list[Path], family: Family, path: str) -> None
         except Exception as error:  # safetensors raises its own bare SafetensorError
             raise UsageError(f"{file} cannot be read as safetensors: {error}") from error
     missing = [f"{part}.weight" for part in (family.dense, family.out)
-               if f"{part}.weight" not in there]
+               if part is not None and f"{part}.weight" not in there]
     if missing:
         raise UsageError(f"{path} has no classification head (it lacks {listed(missing)}), so its "
                          "predictions would be random; fine-tune it for classification first")
+
+
+def _depth(config: Any) -> int:
+    return int(config.num_hidden_layers) * int(getattr(config, "inner_group_num", 1))
 
 
 def _first_position(config: Any, family: Family) -> int:
@@ -261,7 +311,7 @@ def _first_position(config: Any, family: Family) -> int:
 
 
 def _max_length(config: Any, tokenizer: Any, family: Family) -> int:
-    positions = config.max_position_embeddings - _first_position(config, family)
-    if tokenizer.model_max_length >= ABSURD_LENGTH:
-        return int(positions)
-    return int(min(positions, tokenizer.model_max_length))
+    """Most pieces of a document: by the model's positions and by its tokenizer."""
+    positions = getattr(config, "max_position_embeddings", None) or ABSURD_LENGTH
+    limits = (positions - _first_position(config, family), tokenizer.model_max_length)
+    return int(min((n for n in limits if 0 < n < ABSURD_LENGTH), default=UNLIMITED))

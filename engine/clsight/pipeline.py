@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clsight import memory, shards, tables
 from clsight import plan as plans
-from clsight import shards
 from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
-from clsight.errors import UsageError
-from clsight.plan import DatasetPlan, Plan
+from clsight.errors import UsageError, listed
+from clsight.plan import DatasetPlan, ModelPlan, Plan
 from clsight.statistics import Options
 
 if TYPE_CHECKING:
@@ -74,9 +74,12 @@ def run(
     models: Mapping[str, str],
     output: str | Path,
     id: str | None = None,
+    text_pair: str | None = None,
     split: str | None = None,
     on_bad_row: str = "error",
     layers: str = "last",
+    scores: str = "default",
+    target: str = "predicted",
     dtype: str = "auto",
     device: str = "auto",
     tokens_per_batch: int | None = None,
@@ -94,10 +97,14 @@ def run(
         models: name in the run -> checkpoint folder, or name on the Hugging Face Hub.
         output: the run folder; made if missing.
         id: column of document ids; by default the row, from 0.
+        text_pair: column of the second texts, for classifiers of pairs.
         split: which split of a Hugging Face dataset.
         on_bad_row: "error" refuses a dataset with unusable documents, naming them; "skip" leaves
             them out and lists them in `bad_documents`.
         layers: layers whose attention rows are stored: "last", "all", or a list ("-1,-2", "0-5").
+        scores: "default" (uniform, classifier, projected, contribution), "all", or a list; see
+            `tables.SCORES`. uniform and contribution are always there.
+        target: the class that scores explain: "predicted", "gold", or a label.
         dtype: "auto" (bfloat16 where the hardware has it), "float32", "bfloat16" or "float16".
         device: "auto", "cpu" or "cuda".
         tokens_per_batch: pieces per batch; by default what suits the device.
@@ -108,11 +115,17 @@ def run(
     Raises:
         ClsightError: with a sentence that says what is wrong, where, and how to mend it.
     """
+    memory.bound()
     options = options or Options()
-    folder, dataset = Path(output), Dataset(data, text, label, id, split)
+    folder, dataset = Path(output), Dataset(data, text, label, id, split, text_pair)
     _refuse_bad_names(models)
     _refuse_foreign_folder(folder)
-    plan = _planned(folder, dataset, models, on_bad_row, layers, dtype, device, shard_size)
+    inspected, chosen = _inspected(models, layers, scores, dataset)
+    _refuse_unknown_target(target, inspected)
+    plan = _planned(folder, Plan(
+        dataset=_dataset_plan(dataset, on_bad_row), models=inspected, dtype=_dtype(dtype, device),
+        scores=chosen, target=target, shard_size=shard_size,
+    ))
     with _log_file(folder / "log" / "run.log"):
         plan = _documents(folder, plan, dataset, progress)
         _complete(folder, plan, device, tokens_per_batch, options, progress)
@@ -179,21 +192,8 @@ def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
     }
 
 
-def _planned(
-    folder: Path, dataset: Dataset, models: Mapping[str, str], on_bad_row: str, layers: str,
-    dtype: str, device: str, shard_size: int,
-) -> Plan:
-    """The plan for these inputs; refuses a folder that was made by another one."""
-    plan = Plan(
-        dataset=DatasetPlan(
-            path=dataset.path, text=dataset.text, label=dataset.label, id=dataset.id,
-            split=dataset.split, id_type=str(dataset.id_type), label_type=str(dataset.label_type),
-            sha256=dataset.sha256, on_bad_row=on_bad_row,
-        ),
-        models=_inspected(models, layers, dataset),
-        dtype=_dtype(dtype, device),
-        shard_size=shard_size,
-    )
+def _planned(folder: Path, plan: Plan) -> Plan:
+    """The plan, written into its folder; refuses a folder that was made by another one."""
     if (folder / "plan.json").exists():
         old = plans.load(folder)
         # Before the documents are complete nothing depends on the old plan yet.
@@ -205,13 +205,40 @@ def _planned(
     return plan
 
 
+def _dataset_plan(dataset: Dataset, on_bad_row: str) -> DatasetPlan:
+    return DatasetPlan(
+        path=dataset.path, text=dataset.text, text_pair=dataset.text_pair, label=dataset.label,
+        id=dataset.id, split=dataset.split, id_type=str(dataset.id_type),
+        label_type=str(dataset.label_type), sha256=dataset.sha256, on_bad_row=on_bad_row,
+    )
+
+
 def _inspected(
-    models: Mapping[str, str], layers: str, dataset: Dataset
-) -> dict[str, plans.ModelPlan]:
-    from clsight.models import inspect
+    models: Mapping[str, str], layers: str, scores: str, dataset: Dataset
+) -> tuple[dict[str, ModelPlan], tuple[str, ...]]:
+    """Each model's plan, and the scores that all of them get."""
+    from clsight.models import inspect, unavailable_scores
 
     seen = dataset.labels()
-    return {name: inspect(name, path, layers, seen) for name, path in models.items()}
+    inspected = {name: inspect(name, path, layers, seen) for name, path in models.items()}
+    unavailable = {name: unavailable_scores(path) for name, path in models.items()}
+    depths = {name: model.layers[-1] + 1 for name, model in inspected.items()}
+    chosen = plans.chosen_scores(scores, unavailable, depths)
+    # The rows of uniform_N are those of layer N.
+    named = [tables.score_layer(s) for s in chosen if tables.base(s) in tables.FROM_ROWS]
+    rows = {layer for layer in named if layer is not None}
+    return {
+        name: dataclasses.replace(model, layers=tuple(sorted({*model.layers, *rows})))
+        for name, model in inspected.items()
+    }, chosen
+
+
+def _refuse_unknown_target(target: str, models: dict[str, ModelPlan]) -> None:
+    for name, model in models.items():
+        labels = [str(label) for label in model.labels]
+        if target not in ("predicted", "gold", *labels):
+            raise UsageError(f"--target {target}: {name} knows the labels {listed(labels)}; "
+                             "write predicted, gold, or one of them")
 
 
 def _dtype(dtype: str, device: str) -> str:
@@ -265,7 +292,7 @@ def _extract_and_score(
             (job for job in jobs if job in extracted),
             extract(folder, plan, missing, device, tokens_per_batch, batch_done),
         )
-        for scored in [scorer.submit(score_shard, folder, *job) for job in committed]:
+        for scored in [scorer.submit(score_shard, folder, plan, *job) for job in committed]:
             scored.result()
 
 

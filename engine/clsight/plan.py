@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from clsight import shards
+from clsight import shards, tables
 from clsight.errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 _ARROW = {"int64": pa.int64(), "string": pa.string()}
 
 
@@ -24,6 +25,7 @@ class DatasetPlan:
     path: str
     sha256: str
     text: str
+    text_pair: str | None
     label: str
     id: str | None
     split: str | None
@@ -53,6 +55,10 @@ class Plan:
     dataset: DatasetPlan
     models: dict[str, ModelPlan]
     dtype: str
+    scores: tuple[str, ...]
+    """Word scores, in the order of `tables.SCORES`."""
+    target: str
+    """The class that scores explain: "predicted", "gold", or a label."""
     shard_size: int
     n_rows: int | None = None
     """Rows of the dataset; known, and written, once the documents stage is complete."""
@@ -89,6 +95,45 @@ class Plan:
             path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
+def chosen_scores(
+    wanted: str, unavailable: dict[str, dict[str, str]], depths: dict[str, int]
+) -> tuple[str, ...]:
+    """The word scores of a run, in the order of `tables.SCORES`.
+
+    >>> chosen_scores("conservative,contribution_1", {}, {"bert": 3})
+    ('uniform', 'contribution', 'contribution_1', 'conservative')
+
+    Args:
+        wanted: "default", "all" (that every model has), or names with commas between them.
+        unavailable: model -> score -> why it cannot have it.
+        depths: model -> number of its layers.
+
+    Raises:
+        UsageError: a score is not known, or a model cannot have it.
+    """
+    lacking = {score for reasons in unavailable.values() for score in reasons}
+    if wanted in ("default", "all"):
+        names = tables.SCORES if wanted == "all" else (*tables.FROM_ROWS, "contribution")
+        return tuple(name for name in names if name not in lacking)
+    named = [name.strip() for name in wanted.split(",")]
+    for name in named:
+        if not re.fullmatch(r"[a-z]+|(?:uniform|contribution)_\d+", name) or (
+            tables.base(name) not in tables.SCORES
+        ):
+            raise UsageError(f"--scores {wanted}: there is no score {name!r}; there are "
+                             f"{', '.join(tables.SCORES)}, and uniform_N and contribution_N for "
+                             "layer N")
+        layer = tables.score_layer(name)
+        for model, depth in depths.items():
+            if layer is not None and layer >= depth:
+                raise UsageError(f"--scores {name}: {model} has the layers 0 to {depth - 1}")
+            if reason := unavailable.get(model, {}).get(name):
+                raise UsageError(f"--scores {name}: not for {model}: {reason}")
+    order = [*tables.SCORES]
+    return tuple(sorted({*tables.ALWAYS, *named}, key=lambda name: (
+        order.index(tables.base(name)), tables.score_layer(name) or 0, name)))
+
+
 def load(run: Path) -> Plan:
     """The plan of a run folder.
 
@@ -109,6 +154,7 @@ def load(run: Path) -> Plan:
             )
             for name, model in stored["models"].items()
         }
+        stored["scores"] = tuple(stored["scores"])
         return Plan(**{**stored, "dataset": DatasetPlan(**stored["dataset"]), "models": models})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} cannot be read as a plan ({error}); start a new run") from error
@@ -131,7 +177,8 @@ def refuse_other_plan(old: Plan, new: Plan, run: Path) -> None:
 
 def _identity(plan: Plan) -> Iterator[tuple[str, Any]]:
     stored = dataclasses.asdict(plan)
-    yield from ((key, stored[key]) for key in ("format", "dtype", "shard_size"))
+    yield from ((key, stored[key]) for key in ("format", "dtype", "target", "shard_size"))
+    yield "scores", list(plan.scores)
     yield from ((f"dataset {k}", v) for k, v in stored["dataset"].items() if k != "path")
     for name, model in stored["models"].items():
         for key, value in model.items():

@@ -7,8 +7,15 @@ are stored once, in `documents`. Labels and predictions are spelled as in the da
 
 import pyarrow as pa
 
-SCORES = ("uniform", "classifier", "projected", "contribution")
-"""Word scores, in the order in which they are stored and shown."""
+FROM_ROWS = ("uniform", "classifier", "projected")
+"""Word scores that the last layer's attention rows give, with a weight for each head."""
+FROM_PIECES = ("norm", "contribution", "rollout", "relevance", "conservative")
+"""Word scores that a forward pass, or a backward, gives for each piece."""
+SCORES = (*FROM_ROWS, *FROM_PIECES)
+"""All word scores, in the order in which they are stored and shown; `uniform` and `contribution`
+exist for any other layer as well, as `uniform_3` and `contribution_3` (layers count from 0)."""
+ALWAYS = ("uniform", "contribution")
+"""Word scores that every run has: they cost nothing, and relations rely on them."""
 
 floats = pa.list_(pa.float32())
 integers = pa.list_(pa.int32())
@@ -18,13 +25,16 @@ def documents(id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     """One row per document of the dataset, with its words; `reason` is null for usable documents.
 
     `form`, `start` and `end` run in parallel, one value per word: the spelling after case folding
-    and NFC, and the half-open range of characters (Unicode code points) in `text`.
+    and NFC, and the half-open range of characters (Unicode code points) in `text`. `text_pair` is
+    the second text of a pair, or null; its characters count on from those of `text`, with one
+    character between them, here as in `attention`.
     """
     return pa.schema(
         {
             "row": pa.int64(),
             "document_id": id_type,
             "text": pa.string(),
+            "text_pair": pa.string(),
             "label": label_type,
             "reason": pa.string(),
             "form": pa.list_(pa.string()),
@@ -34,12 +44,13 @@ def documents(id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     )
 
 
-def attention(label_type: pa.DataType) -> pa.Schema:
+def attention(label_type: pa.DataType, scores: tuple[str, ...]) -> pa.Schema:
     """One row per document and model: its prediction, its pieces and their attention rows.
 
     `attention` holds [layer, head, piece] row-major, over the layers of the plan in their order;
-    `contribution` one value per piece of the last layer, summed over heads, in logits. `start` and
-    `end` are each piece's characters in the text, (0, 0) for special pieces.
+    each of `scores` that is made from pieces has a column with one value per piece, summed over
+    heads. `start` and `end` are each piece's characters in the text, (0, 0) for special pieces.
+    `target` is the class that scores explain, `target_margin` its logit minus the highest other.
     """
     return pa.schema(
         {
@@ -48,22 +59,38 @@ def attention(label_type: pa.DataType) -> pa.Schema:
             "predicted": label_type,
             "confidence": pa.float64(),
             "margin": pa.float64(),
+            "target": label_type,
+            "target_margin": pa.float64(),
             "logits": floats,
             "n_pieces": pa.int32(),
             "truncated": pa.bool_(),
             "start": integers,
             "end": integers,
             "attention": floats,
-            "contribution": floats,
         }
+        | dict.fromkeys(piece_scores(scores), floats)
     )
 
 
-def scores() -> pa.Schema:
+def piece_scores(scores: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `scores` that are stored for each piece, not worked out from attention rows."""
+    return tuple(score for score in scores if base(score) in FROM_PIECES)
+
+
+def base(score: str) -> str:
+    """A score's name without its layer: contribution for contribution_3."""
+    return score.partition("_")[0]
+
+
+def score_layer(score: str) -> int | None:
+    """The layer in a score's name; None for the last layer, or for all."""
+    _, named, layer = score.partition("_")
+    return int(layer) if named else None
+
+
+def scores(names: tuple[str, ...]) -> pa.Schema:
     """One row per document and model; one list per score, one value per word of the document."""
-    return pa.schema(
-        {"model": pa.string(), "row": pa.int64()} | dict.fromkeys(SCORES, floats)
-    )
+    return pa.schema({"model": pa.string(), "row": pa.int64()} | dict.fromkeys(names, floats))
 
 
 def head_weights() -> pa.Schema:

@@ -28,16 +28,22 @@ def head_weights(classifier: "Classifier") -> npt.NDArray[np.float64]:
     - classifier: the L1 norm of head h's slice of u, as if W_o were not there;
     - projected: the L1 norm of head h's slice of u W_o.
 
-    A class against itself has the uniform weights.
+    A class against itself has the uniform weights, and so has every class where it is not known
+    what the head is made of (families whose `dense` is None). A single logit is class 1's; class 0
+    has the weights 0.
     """
     model, family = classifier.model, classifier.family
     n_heads = int(model.config.num_attention_heads)
-    last: Any = classifier.last_layer
+    n_classes = max(2, int(model.config.num_labels))
+    uniform = np.full((n_classes, n_classes, n_heads), 1 / n_heads)
+    if family.dense is None or family.out is None:
+        return np.stack([uniform] * len(WEIGHTINGS))
     classes = _weight(model, family.out)
+    if len(classes) == 1:
+        classes = np.concatenate([np.zeros_like(classes), classes])
     difference = classes[:, None] - classes[None, :]
     effective = difference @ _weight(model, family.dense)
-    projected = effective @ last.attention.output.dense.weight.double().cpu().numpy()
-    uniform = np.full((*difference.shape[:2], n_heads), 1 / n_heads)
+    projected = effective @ classifier.output_projection.double().cpu().numpy()
     return np.stack([uniform, *(_l1_by_head(u, n_heads) for u in (effective, projected))])
 
 

@@ -1,8 +1,9 @@
 -- What:    the usable documents of the dataset.
 -- One row: document.
--- Caveat:  rows that cannot be used (empty text, unknown label) are in bad_documents instead.
+-- Caveat:  rows that cannot be used (empty text, unknown label) are in bad_documents instead;
+--          text_pair is null but for pairs of texts.
 -- Source:  documents/*.parquet, relative to the run folder.
 CREATE OR REPLACE VIEW documents AS
-SELECT document_id, "row", text, label, len(form) AS n_words
+SELECT document_id, "row", text, text_pair, label, len(form) AS n_words
 FROM read_parquet('documents/*.parquet')
 WHERE reason IS NULL;
