@@ -7,9 +7,7 @@ compares the peaks of resident memory.
 """
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,10 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import transformers
-
-import clsight
+from result_file import finish
 
 
 def peak_memory_mib(data, models, output):
@@ -57,13 +52,8 @@ def main():
         "times": arguments.times,
         "peak_mib": list(peaks.values()),
         "ratio": peaks[arguments.times] / peaks[1],
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, clsight)},
-        "python": platform.python_version(),
     }
-    text = json.dumps(result, indent=2)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-    print(text)
+    finish(result, arguments.output)
 
 
 if __name__ == "__main__":

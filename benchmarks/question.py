@@ -11,7 +11,6 @@ two alternate; the result file has every time.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,8 +21,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 import transformers
-
-import clsight
+from result_file import finish, hardware
 
 
 def attention_of_question(text, model, tokenizer):
@@ -85,20 +83,9 @@ def main():
         "ratio_range": [min(ratios), max(ratios)],
         "clsight_first_call_s": first,
         "rounds": rounds,
-        "cpu": _cpu(),
-        "threads": torch.get_num_threads(),
-        "versions": {m.__name__: m.__version__ for m in (torch, transformers, clsight)},
-        "python": platform.python_version(),
+        **hardware(),
     }
-    text = json.dumps(result, indent=2)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-    print(text)
-
-
-def _cpu():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    finish(result, arguments.output)
 
 
 if __name__ == "__main__":

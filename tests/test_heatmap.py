@@ -14,7 +14,7 @@ from reference import Eager
 @pytest.mark.parametrize("model", ["bert", "roberta"])
 def test_the_first_row_is_the_uniform_row(small_run, model):
     text = small_run.sql("SELECT text FROM documents WHERE document_id = 3").item()
-    pieces, attention = attention_matrix(small_run, model, text, "uniform")
+    pieces, attention = attention_matrix(small_run, model, (text,), "uniform")
     eager = Eager(demo_models()[model])
     _, rows, _ = eager(text)
     np.testing.assert_allclose(attention[0], rows[-1].mean(0), atol=1e-5)
@@ -25,7 +25,7 @@ def test_the_first_row_is_the_uniform_row(small_run, model):
 @pytest.mark.parametrize("weights", ["uniform", "classifier", "projected"])
 def test_weighted_rows_are_the_word_scores(small_run, weights):
     text = small_run.sql("SELECT text FROM documents WHERE document_id = 11").item()
-    _, attention = attention_matrix(small_run, "bert", text, weights)
+    _, attention = attention_matrix(small_run, "bert", (text,), weights)
     scores = small_run.sql(
         f"SELECT {weights} FROM words WHERE model = 'bert' AND document_id = 11 ORDER BY position"
     )[weights]

@@ -123,7 +123,9 @@ def test_only_what_is_missing_is_made_again(copied_run, reviews, small_run, lost
         str(path.relative_to(copied_run)) for path, time in before.items()
         if path.stat().st_mtime_ns != time
     }
-    assert changed <= {lost, lost.replace("attention", "scores"), "roberta/head_weights.parquet"}
+    model, name = lost.split("/")[0], lost.split("/")[-1]
+    assert changed <= {lost, f"{model}/head_weights.parquet",
+                       *(f"{model}/{made}/{name}" for made in ("heads", "agreement", "scores"))}
     for relation, order in (("words", "model, document_id, position"),
                             ("word_statistics", "model, score, form")):
         assert contents(copied_run, relation, order).equals(
@@ -253,3 +255,45 @@ def test_the_plan_is_plain_json(small_run):
     stored = json.loads((small_run.folder / "plan.json").read_text())
     assert stored["n_rows"] == 600
     assert stored["models"]["bert"]["labels"] == [0, 1]
+
+
+def test_scores_are_chosen_by_name_and_stand_in_their_order(reviews, tmp_path):
+    table = pq.read_table(reviews).slice(0, 80)
+    pq.write_table(table, tmp_path / "some.parquet")
+    made = run(tmp_path / "some.parquet", tmp_path / "run", layers="last",
+               scores="conservative,contribution_0,uniform_0,norm")
+    names = ["uniform", "uniform_0", "norm", "contribution", "contribution_0", "conservative"]
+    assert list(made.plan.scores) == names
+    assert made.sql("words").columns[-6:] == names
+    assert {layers for model in made.plan.models.values() for layers in model.layers} == {0, 1}
+    assert set(made.sql("word_statistics")["score"]) <= set(names)
+    assert made.sql("compare_scores").height == 2 * 6 * 5
+
+
+def test_scores_explain_the_target_that_was_asked_for(reviews, tmp_path):
+    table = pq.read_table(reviews).slice(0, 80)
+    pq.write_table(table, tmp_path / "some.parquet")
+    made = {target: run(tmp_path / "some.parquet", tmp_path / target, target=target,
+                        scores="conservative") for target in ("predicted", "gold", "1")}
+    order = "ORDER BY model, document_id"
+    predicted, gold, one = (
+        made[target].sql(f"FROM predictions {order}") for target in ("predicted", "gold", "1")
+    )
+    assert (gold["target"] == gold["label"]).all()
+    assert (one["target"] == 1).all()
+    assert not gold["correct"].all()
+    sign = np.where(gold["correct"], 1, -1)
+    np.testing.assert_allclose(gold["target_margin"], sign * predicted["margin"].to_numpy(),
+                               atol=1e-5)
+    # With two classes the margin of the other class is the same with the other sign.
+    words = {target: run_.sql("FROM words ORDER BY model, document_id, position")
+             for target, run_ in made.items()}
+    keys = words["gold"].select("model", "document_id").join(
+        gold.select("model", "document_id", "correct"), on=["model", "document_id"], how="left",
+        maintain_order="left")
+    sign = np.where(keys["correct"], 1, -1)
+    for score in ("contribution", "conservative"):
+        np.testing.assert_allclose(words["gold"][score],
+                                   sign * words["predicted"][score].to_numpy(), atol=1e-5)
+    with pytest.raises(UsageError, match="--target 2: bert knows the labels 0 and 1"):
+        run(tmp_path / "some.parquet", tmp_path / "other", target="2")

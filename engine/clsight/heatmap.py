@@ -40,8 +40,8 @@ def draw(run: "Run", model: str, document: str, weights: str, output: Path) -> N
     figure = Figure(layout="constrained")
     if output.suffix.lstrip(".") not in figure.canvas.get_supported_filetypes():
         raise UsageError(f"{output}: pictures are .png, .svg or .pdf")
-    text, answer = _document(run, model, document)
-    pieces, attention = attention_matrix(run, model, text, weights)
+    texts, answer = _document(run, model, document)
+    pieces, attention = attention_matrix(run, model, texts, weights)
     title = f"{model}, document {document}: {answer}\nlast layer, heads averaged: {weights}"
     if len(pieces) > DRAWN:
         title += f"; the first {DRAWN} of {len(pieces)} pieces"
@@ -51,34 +51,34 @@ def draw(run: "Run", model: str, document: str, weights: str, output: Path) -> N
 
 
 def attention_matrix(
-    run: "Run", model: str, text: str, weights: str
+    run: "Run", model: str, texts: tuple[str, ...], weights: str
 ) -> tuple[list[str], npt.NDArray[np.float64]]:
-    """The pieces of a text and the last layer's attention [query, key], heads averaged.
+    """The pieces of a text, or of a pair, and the last layer's attention [query, key].
 
-    Worked out on the fly, in float32 and with eager attention, exactly as the question does.
+    Heads are averaged. Worked out on the fly, in float32 and with eager attention, exactly as the question does.
     """
     import torch
 
-    from clsight.models import load
+    from clsight.models import load, two_classes
     from clsight.weights import WEIGHTINGS, head_weights
 
     classifier = load(run.plan.models[model], torch.float32, "cpu", "eager")
     encoded = classifier.tokenizer(
-        text, truncation=True, max_length=classifier.max_length, return_tensors="pt"
+        *texts, truncation=True, max_length=classifier.max_length, return_tensors="pt"
     )
     with torch.no_grad():
         answer = classifier.model(**encoded, output_attentions=True)
     heads = answer.attentions[-1][0].double().numpy()
-    best, second = answer.logits[0].topk(2).indices.tolist()
+    best, second = two_classes(answer.logits)[0].topk(2).indices.tolist()
     weight = head_weights(classifier)[WEIGHTINGS.index(weights), best, second]
     pieces = classifier.tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
     return _readable(pieces), np.tensordot(weight, heads, axes=1)
 
 
-def _document(run: "Run", model: str, document: str) -> tuple[str, str]:
-    """Text of a document, and the model's answer in words."""
+def _document(run: "Run", model: str, document: str) -> tuple[tuple[str, ...], str]:
+    """Text of a document (or its two texts), and the model's answer in words."""
     found = run.sql(
-        "SELECT text, d.label, predicted, confidence FROM documents AS d "
+        "SELECT text, text_pair, d.label, predicted, confidence FROM documents AS d "
         'JOIN predictions USING ("row") '
         "WHERE d.document_id::VARCHAR = $document AND model = $model",
         document=document, model=model,
@@ -87,8 +87,9 @@ def _document(run: "Run", model: str, document: str) -> tuple[str, str]:
         raise UsageError(f"{run.folder} has no document {document!r}; "
                          "clsight query RUN documents lists them")
     row = found.row(0, named=True)
-    return row["text"], (f"predicted {row['predicted']} ({row['confidence']:.0%}), "
-                         f"gold {row['label']}")
+    texts = tuple(text for text in (row["text"], row["text_pair"]) if text is not None)
+    return texts, (f"predicted {row['predicted']} ({row['confidence']:.0%}), "
+                   f"gold {row['label']}")
 
 
 def _readable(pieces: list[str]) -> list[str]:

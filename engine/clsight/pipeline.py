@@ -186,10 +186,14 @@ def status(run: Run) -> list[str]:
 
 def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
     """Model -> shards that are not scored yet."""
-    return {
-        model: [name for name in plan.shard_names() if name not in done]
-        for model, done in ((m, shards.done(folder / m / "scores")) for m in plan.models)
+    from clsight.scores import STAGES
+
+    done = {
+        model: set.intersection(*(shards.done(folder / model / stage) for stage in STAGES))
+        for model in plan.models
     }
+    return {model: [name for name in plan.shard_names() if name not in done[model]]
+            for model in plan.models}
 
 
 def _planned(folder: Path, plan: Plan) -> Plan:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clsight import shards, tables, weights
+from clsight import profiles, shards, tables, weights
 from clsight.kernels import inlined, kernel
 from clsight.plan import ModelPlan, Plan
 
@@ -39,20 +39,43 @@ class Words:
     """[words] in characters."""
 
 
+STAGES = ("heads", "agreement", "scores")
+"""Folders of what is made of a shard's attention, in the order in which it is committed."""
+
+
 def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
-    """Score the words of one shard: `MODEL/attention` and `documents` -> `MODEL/scores`."""
-    documents = pq.read_table(run / "documents" / name, columns=["row", "reason", "start", "end"])
+    """From one shard of `MODEL/attention` and `documents`, its part of every folder in `STAGES`."""
+    documents = pq.read_table(run / "documents" / name,
+                              columns=["reason", "label", "form", "start", "end"])
     documents = documents.filter(documents["reason"].is_null()).combine_chunks()
     attention = pq.read_table(run / model / "attention" / name).combine_chunks()
     head_weights = weights.from_table(pq.read_table(run / model / "head_weights.parquet"))
     offsets, start = _lists(documents["start"])
     words = Words(offsets, start, _lists(documents["end"])[1])
     scores = word_scores(attention, plan.scores, plan.models[model], head_weights, words)
+    _profile(run / model, name, attention, documents, words, head_weights, plan.models[model])
+    profiles.write_agreement(run / model / "agreement" / name, model, plan.scores, scores, offsets,
+                             attention["target_margin"].to_numpy())
     lists = pa.array(offsets, pa.int32())
     columns = {score: pa.ListArray.from_arrays(lists, values)
                for score, values in zip(plan.scores, scores, strict=True)}
     table = pa.table({"model": attention["model"], "row": attention["row"], **columns})
     shards.write(table.cast(tables.scores(plan.scores)), run / model / "scores" / name)
+
+
+def _profile(
+    folder: Path, name: str, attention: pa.Table, documents: pa.Table, words: Words,
+    head_weights: npt.NDArray[np.float64], model: ModelPlan,
+) -> None:
+    """Write `MODEL/heads` of a shard."""
+    piece_offsets, piece_start = _lists(attention["start"])
+    lists = profiles.Lists(piece_offsets, piece_start, _lists(attention["end"])[1],
+                           words.offsets, words.start, words.end)
+    forms = pc.list_flatten(documents["form"]).combine_chunks()
+    correct = pc.equal(attention["predicted"], documents["label"]).to_numpy()
+    of_documents = _of_documents(head_weights[1:], attention, model.labels)
+    profiles.write_heads(folder / "heads" / name, lists, attention, forms, correct, of_documents,
+                         model.layers)
 
 
 def word_scores(

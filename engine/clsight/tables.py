@@ -107,6 +107,34 @@ def head_weights() -> pa.Schema:
     )
 
 
+def heads() -> pa.Schema:
+    """One row per model, outcome, layer and head of a shard: sums over its documents.
+
+    `entropy` is in nats; the weights are null but for the last layer.
+    """
+    whole, real = pa.int64(), pa.float64()
+    return pa.schema(
+        {"model": pa.string(), "correct": pa.bool_(), "layer": whole, "head": whole}
+        | {"n_documents": whole, "entropy": real, "on_cls": real, "on_separators": real}
+        | {"on_punctuation": real, "classifier": real, "projected": real}
+    )
+
+
+def agreement() -> pa.Schema:
+    """One row per model and pair of scores of a shard: sums over its documents.
+
+    `rank_correlation` over the `n_ranked` documents where neither score is constant, `top_shared`
+    over the `n_longer` ones with more words than are compared. `n` to `xm` are sums of 1, x, x^2,
+    m, m^2 and x m, where x is `score`'s sum over words and m the target's margin.
+    """
+    real = pa.float64()
+    return pa.schema(
+        dict.fromkeys(["model", "score", "other"], pa.string())
+        | dict.fromkeys(["n_ranked", "rank_correlation", "n_longer", "top_shared"], real)
+        | dict.fromkeys(["n", "x", "xx", "m", "mm", "xm"], real)
+    )
+
+
 def tested_words() -> pa.Schema:
     """One row per model, score and tested word: effect sizes and test; see `word_statistics`."""
     whole, real = pa.int64(), pa.float64()
