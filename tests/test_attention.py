@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clsight import attention, general
+from clsight import attention, general, heads
 from clsight.attention import Wanted
 from clsight.batches import gather, pack, tokenise
 from clsight.errors import ClsightError
@@ -190,7 +190,7 @@ def test_long_documents_are_attended_in_blocks(name, monkeypatch):
     classifier = opened_model(name, eager_model(name))
     wanted = Wanted((0, 2), SCORES)
     whole = attended(classifier, documents(), wanted)
-    monkeypatch.setattr(attention, "BLOCK", 200)
+    monkeypatch.setattr(heads, "BLOCK", 200)
     for one, other in zip(whole, attended(classifier, documents(), wanted), strict=True):
         for score in one:
             np.testing.assert_allclose(one[score], other[score], rtol=1e-5, atol=1e-6)

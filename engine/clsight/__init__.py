@@ -2,11 +2,12 @@
 
     dataset     a labelled dataset, read in batches -> documents and their words, in shards
     plan        what goes in, frozen, with a fingerprint: the same call resumes the run
-    models      a fine-tuned classifier, opened safely
+    models      a fine-tuned classifier, opened safely; families says what it looks like
     batches     texts -> pieces, tokenised once -> packed batches of similar length, no padding
-    attention   one forward pass: [CLS] attention rows, and each piece's exact contribution
+    attention   [CLS] attention rows and scores of pieces; general does so for other families
     extract     a shard: tokenise | forward | write, overlapped -> MODEL/attention
-    scores      attention rows -> one number per word and score -> MODEL/scores
+    scores      rows and pieces -> one number per word and score -> MODEL/scores
+    profiles    what heads look at and how scores agree -> MODEL/heads, MODEL/agreement
     statistics  words that hold more of a score in errors than in comparable correct documents
     database    the run in DuckDB: relations, named queries, free SQL
 

@@ -31,17 +31,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from clsight.heads import Groups, Heads
 from clsight.models import IMPLEMENTATION, Classifier
 from clsight.rules import Rules
-
-BLOCK = 1 << 22
-"""Most attention weights of all queries in memory at a time: 16 MiB of float32."""
-
-Groups = tuple[tuple[int, int, int], ...]
-"""(first piece, documents, pieces per document) of each length, as in `batches.Batch`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ class Passage:
     """[1, T, width] what enters the layer where the graph starts."""
     z: Tensor | None = None
     """[n or T, heads, size] attention's output in the last layer, for the rows that are read."""
-    attention: "tuple[Heads, Tensor, Tensor, Tensor] | None" = None
+    attention: tuple[Heads, Tensor, Tensor, Tensor] | None = None
     """The last layer's geometry, q, k and v [heads, T, size]."""
     roll: dict[int, Tensor] = field(default_factory=dict)
     """first piece of a group -> [documents, L, L] product of the layers so far (rollout)."""
@@ -134,7 +128,7 @@ class Passage:
             return _attention(q, k, v, self, heads, layer)
         return heads.fused(q.to(v.dtype), k.to(v.dtype), v)
 
-    def _finish(self, heads: "Heads", q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _finish(self, heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.attention = heads, q.detach(), k.detach(), v.detach()
         if self.leaf is not None:
             queries = q[:, self.cls] if self.only_cls else q
@@ -145,7 +139,7 @@ class Passage:
             self.z = heads.fused(q.to(v.dtype), k.to(v.dtype), v).requires_grad_()
         raise _AtLastLayer
 
-    def _roll(self, heads: "Heads", q: Tensor, k: Tensor, layer: int) -> None:
+    def _roll(self, heads: Heads, q: Tensor, k: Tensor, layer: int) -> None:
         """Multiply the layer's (mean_h A + 1) / 2 onto the product so far."""
         for first, documents, length in self.groups:
             mean = torch.zeros(documents, length, length, device=q.device)
@@ -156,45 +150,37 @@ class Passage:
             self.roll[first] = mean if layer == 0 else mean @ self.roll[first]
 
     def backward(
-        self, heads: "Heads", layer: int, q: Tensor, k: Tensor, v: Tensor, grad: Tensor
+        self, heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Gradients of q, k, v by the rule of the hour; picks up scores on the way."""
-        conserving = self.rules.conserving
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-        grad = grad.transpose(0, 1)
-        relevance = self._start_relevance(layer) if "relevance" in self.wanted.scores else None
-        single = q.shape[1] != k.shape[1]
+        grad, single = grad.transpose(0, 1), q.shape[1] != k.shape[1]
         contribution = torch.zeros(k.shape[:2], device=k.device)
-        passed = torch.zeros_like(relevance) if relevance is not None else None
+        above, passed = self._relevance_above(layer), torch.zeros(1, k.shape[1], device=k.device)
         for block in heads.blocks(len(k)):
             weights = heads.weights(block, q, k)
             upward = block.queries(grad, single).float()
             block.pieces(dv).copy_(weights.transpose(2, 3) @ upward)
-            if conserving:
+            if self.rules.conserving:
                 continue
-            down = weights * (upward @ block.pieces(v).float().transpose(2, 3))
-            read = down[:, :, :1] if self.only_cls else down
+            shares = weights * (upward @ block.pieces(v).float().transpose(2, 3))
+            read = shares[:, :, :1] if self.only_cls else shares
             block.pieces(contribution[..., None]).copy_(read.sum(2)[..., None])
-            if relevance is not None and passed is not None:
-                block.add(passed, relevance, down, single, len(k))
-            down -= weights * down.sum(-1, keepdim=True)
-            block.queries(dq, single).copy_(down @ block.pieces(k).float() * heads.scaling)
-            block.pieces(dk).copy_(
-                down.transpose(2, 3) @ block.queries(q, single).float() * heads.scaling
-            )
-        if conserving:
+            if above is not None:
+                block.add(passed, above, shares, single, len(k))
+            heads.softmax_backward(block, weights, shares, q, k, dq, dk)
+        if self.rules.conserving:
             return None, None, dv
-        if layer in self.wanted.contribution_layers:
-            self.scores[f"contribution_{layer}"] = contribution
-        if relevance is not None and passed is not None:
-            self.scores["relevance"] = relevance + passed
+        self.scores[f"contribution_{layer}"] = contribution
+        if above is not None:
+            self.scores["relevance"] = above + passed
         return dq, dk, dv
 
-    def _start_relevance(self, layer: int) -> Tensor:
+    def _relevance_above(self, layer: int) -> Tensor | None:
         """[1, T] relevance from the layers above; at the top, what the head reads."""
-        if layer < self.last:
-            return self.scores["relevance"]
-        return self.read()[None]
+        if "relevance" not in self.wanted.scores:
+            return None
+        return self.scores["relevance"] if layer < self.last else self.read()[None]
 
     def read(self) -> Tensor:
         """[T] how much of each piece's last output the head reads: [CLS] alone, or the mean."""
@@ -205,142 +191,6 @@ class Passage:
         one = torch.zeros(len(lengths), device=self.cls.device)
         one[self.cls] = 1
         return one
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some documents of one length and some heads: what is attended in one piece."""
-
-    heads: slice
-    first: int
-    """First piece."""
-    document: int
-    """First document of the batch."""
-    group: int
-    """First document within its length."""
-    count: int
-    length: int
-
-    @property
-    def documents(self) -> slice:
-        """The documents, counted within their length."""
-        return slice(self.group, self.group + self.count)
-
-    @property
-    def span(self) -> slice:
-        """The pieces."""
-        return slice(self.first, self.first + self.count * self.length)
-
-    def pieces(self, x: Tensor) -> Tensor:
-        """View [documents, heads, L, size] of x [heads, T, size]."""
-        view: Tensor = x[self.heads, self.span].unflatten(1, (self.count, self.length))
-        return view.transpose(0, 1)
-
-    def queries(self, x: Tensor, single: bool) -> Tensor:
-        """The same of x [heads, queries, size], where a document may have one query alone."""
-        if not single:
-            return self.pieces(x)
-        return x[self.heads, self.document : self.document + self.count].transpose(0, 1)[:, :, None]
-
-    def add(
-        self, passed: Tensor, relevance: Tensor, down: Tensor, single: bool, n_heads: int
-    ) -> None:
-        """Pass relevance [1, T] of the queries on to the keys: sum_i r_i mean_h (A dm/dA)^+."""
-        mean = down.clamp(min=0).sum(1) / n_heads
-        above = relevance[0, self.span].unflatten(0, (self.count, self.length))
-        above = above[:, :1] if single else above
-        passed[0, self.span] += torch.einsum("nq,nqk->nk", above, mean).flatten()
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Attention of one layer over the documents of a packed batch."""
-
-    groups: Groups
-    scaling: float
-    window: int | None
-    """Pieces at this distance or beyond are not attended; None where all are."""
-
-    def blocks(self, n_heads: int, only: int | None = None) -> Iterator[Block]:
-        """All documents and heads (or those of the length that starts at piece `only`)."""
-        document = 0
-        for first, documents, length in self.groups:
-            if only is None or only == first:
-                square = length * length
-                n = max(1, BLOCK // (n_heads * square))
-                h = max(1, min(n_heads, BLOCK // square))
-                for group in range(0, documents, n):
-                    for head in range(0, n_heads, h):
-                        yield Block(slice(head, min(head + h, n_heads)), first + group * length,
-                                    document + group, group, min(n, documents - group), length)
-            document += documents
-
-    def weights(self, block: Block, q: Tensor, k: Tensor) -> Tensor:
-        """[documents, heads, queries, L] softmax(q K^T), in float32."""
-        queries = block.queries(q, q.shape[1] != k.shape[1]).float() * self.scaling
-        scores = queries @ block.pieces(k).float().transpose(2, 3)
-        if (mask := self.mask(block.length, k.device)) is not None:
-            scores.masked_fill_(~mask[: scores.shape[2]], -torch.inf)
-        return scores.softmax(-1)
-
-    def mask(self, length: int, device: torch.device) -> Tensor | None:
-        """[L, L] True where a query attends; None where it attends to all."""
-        if self.window is None or length <= self.window:
-            return None
-        place = torch.arange(length, device=device)
-        near: Tensor = (place[:, None] - place).abs() < self.window
-        return near
-
-    def rows(self, q: Tensor, k: Tensor, cls: Tensor | None) -> Tensor:
-        """[heads, T] attention of the [CLS] queries; without `cls`, the mean over queries."""
-        rows = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
-        queries = q if cls is None else q[:, cls]
-        for block in self.blocks(len(k)) if cls is None else self._by_length(len(k)):
-            mean = self.weights(block, queries, k).mean(2)
-            block.pieces(rows[..., None]).copy_(mean[..., None])
-        return rows
-
-    def _by_length(self, n_heads: int) -> Iterator[Block]:
-        """One block a length: enough where each document has one query."""
-        document = 0
-        for first, documents, length in self.groups:
-            yield Block(slice(0, n_heads), first, document, 0, documents, length)
-            document += documents
-
-    def weighted(self, rows: Tensor, v: Tensor) -> Tensor:
-        """[n, heads, size] z = sum_j a_j v_j of each document."""
-        return torch.cat([
-            (block.pieces(rows[..., None]).transpose(2, 3) @ block.pieces(v).float())[:, :, 0]
-            for block in self._by_length(len(v))
-        ])
-
-    def dot(self, v: Tensor, g: Tensor) -> Tensor:
-        """[heads, T] v_j . g of the document (g [n, heads, size]) that holds piece j."""
-        products = torch.empty(v.shape[:2], dtype=torch.float32, device=v.device)
-        for block in self._by_length(len(v)):
-            of_document = g[block.document : block.document + block.count, :, :, None]
-            block.pieces(products[..., None]).copy_(block.pieces(v).float() @ of_document)
-        return products
-
-    def summed(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-        """[heads, T] sum_i A[i,j] (v_j . g_i) over a document's queries i; g [T, heads, size]."""
-        sums = torch.empty(v.shape[:2], dtype=torch.float32, device=v.device)
-        for block in self.blocks(len(v)):
-            upward = block.pieces(g.transpose(0, 1)).float()
-            down = self.weights(block, q, k) * (upward @ block.pieces(v).float().transpose(2, 3))
-            block.pieces(sums[..., None]).copy_(down.sum(2)[..., None])
-        return sums
-
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """[T, heads, size] attention of all queries, one call for each length."""
-        output = torch.empty_like(v.transpose(0, 1), memory_format=torch.contiguous_format)
-        for block in self._by_length(len(v)):
-            attended = scaled_dot_product_attention(
-                block.pieces(q), block.pieces(k), block.pieces(v),
-                attn_mask=self.mask(block.length, v.device), scale=self.scaling,
-            )
-            block.pieces(output.transpose(0, 1)).copy_(attended)
-        return output
 
 
 def _attention(*args: Any) -> Tensor:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from clsight.attention import BLOCK, Attended, Groups, Wanted, margins
+from clsight.attention import Attended, Wanted, margins
 from clsight.errors import ClsightError
+from clsight.heads import BLOCK, Groups
 from clsight.models import Classifier, two_classes
 from clsight.rules import Rules, fused_gelus
 

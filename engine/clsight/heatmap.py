@@ -55,7 +55,8 @@ def attention_matrix(
 ) -> tuple[list[str], npt.NDArray[np.float64]]:
     """The pieces of a text, or of a pair, and the last layer's attention [query, key].
 
-    Heads are averaged. Worked out on the fly, in float32 and with eager attention, exactly as the question does.
+    Heads are averaged. Worked out on the fly, in float32 and with eager attention, exactly as the
+    question does.
     """
     import torch
 

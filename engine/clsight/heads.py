@@ -1,0 +1,164 @@
+"""Attention of one layer over a packed batch: documents of a length side by side, no padding.
+
+Equal lengths are one dense call. Weights of all queries are made in blocks of documents and heads,
+so that no more than `BLOCK` of them are ever in memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+BLOCK = 1 << 22
+"""Most attention weights of all queries in memory at a time: 16 MiB of float32."""
+
+Groups = tuple[tuple[int, int, int], ...]
+"""(first piece, documents, pieces per document) of each length, as in `batches.Batch`."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some documents of one length and some heads: what is attended in one piece."""
+
+    heads: slice
+    first: int
+    """First piece."""
+    document: int
+    """First document of the batch."""
+    group: int
+    """First document within its length."""
+    count: int
+    length: int
+
+    @property
+    def documents(self) -> slice:
+        """The documents, counted within their length."""
+        return slice(self.group, self.group + self.count)
+
+    @property
+    def span(self) -> slice:
+        """The pieces."""
+        return slice(self.first, self.first + self.count * self.length)
+
+    def pieces(self, x: Tensor) -> Tensor:
+        """View [documents, heads, L, size] of x [heads, T, size]."""
+        view: Tensor = x[self.heads, self.span].unflatten(1, (self.count, self.length))
+        return view.transpose(0, 1)
+
+    def queries(self, x: Tensor, single: bool) -> Tensor:
+        """The same of x [heads, queries, size], where a document may have one query alone."""
+        if not single:
+            return self.pieces(x)
+        return x[self.heads, self.document : self.document + self.count].transpose(0, 1)[:, :, None]
+
+    def add(
+        self, passed: Tensor, relevance: Tensor, shares: Tensor, single: bool, n_heads: int
+    ) -> None:
+        """Pass relevance [1, T] of the queries on to the keys: sum_i r_i mean_h (A dm/dA)^+."""
+        mean = shares.clamp(min=0).sum(1) / n_heads
+        above = relevance[0, self.span].unflatten(0, (self.count, self.length))
+        above = above[:, :1] if single else above
+        passed[0, self.span] += torch.einsum("nq,nqk->nk", above, mean).flatten()
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention of one layer over the documents of a packed batch."""
+
+    groups: Groups
+    scaling: float
+    window: int | None
+    """Pieces at this distance or beyond are not attended; None where all are."""
+
+    def blocks(self, n_heads: int, only: int | None = None) -> Iterator[Block]:
+        """All documents and heads (or those of the length that starts at piece `only`)."""
+        document = 0
+        for first, documents, length in self.groups:
+            if only is None or only == first:
+                square = length * length
+                n = max(1, BLOCK // (n_heads * square))
+                h = max(1, min(n_heads, BLOCK // square))
+                for group in range(0, documents, n):
+                    for head in range(0, n_heads, h):
+                        yield Block(slice(head, min(head + h, n_heads)), first + group * length,
+                                    document + group, group, min(n, documents - group), length)
+            document += documents
+
+    def weights(self, block: Block, q: Tensor, k: Tensor) -> Tensor:
+        """[documents, heads, queries, L] softmax(q K^T), in float32."""
+        queries = block.queries(q, q.shape[1] != k.shape[1]).float() * self.scaling
+        scores = queries @ block.pieces(k).float().transpose(2, 3)
+        if (mask := self.mask(block.length, k.device)) is not None:
+            scores.masked_fill_(~mask[: scores.shape[2]], -torch.inf)
+        return scores.softmax(-1)
+
+    def softmax_backward(
+        self, block: Block, weights: Tensor, shares: Tensor, q: Tensor, k: Tensor, dq: Tensor,
+        dk: Tensor,
+    ) -> None:
+        """Write the gradients of q and k, given `shares` = weights * gradient of the weights."""
+        single = q.shape[1] != k.shape[1]
+        scores = (shares - weights * shares.sum(-1, keepdim=True)) * self.scaling
+        block.queries(dq, single).copy_(scores @ block.pieces(k).float())
+        block.pieces(dk).copy_(scores.transpose(2, 3) @ block.queries(q, single).float())
+
+    def mask(self, length: int, device: torch.device) -> Tensor | None:
+        """[L, L] True where a query attends; None where it attends to all."""
+        if self.window is None or length <= self.window:
+            return None
+        place = torch.arange(length, device=device)
+        near: Tensor = (place[:, None] - place).abs() < self.window
+        return near
+
+    def rows(self, q: Tensor, k: Tensor, cls: Tensor | None) -> Tensor:
+        """[heads, T] attention of the [CLS] queries; without `cls`, the mean over queries."""
+        rows = torch.empty(k.shape[:2], dtype=torch.float32, device=k.device)
+        queries = q if cls is None else q[:, cls]
+        for block in self.blocks(len(k)) if cls is None else self._by_length(len(k)):
+            mean = self.weights(block, queries, k).mean(2)
+            block.pieces(rows[..., None]).copy_(mean[..., None])
+        return rows
+
+    def _by_length(self, n_heads: int) -> Iterator[Block]:
+        """One block a length: enough where each document has one query."""
+        document = 0
+        for first, documents, length in self.groups:
+            yield Block(slice(0, n_heads), first, document, 0, documents, length)
+            document += documents
+
+    def weighted(self, rows: Tensor, v: Tensor) -> Tensor:
+        """[n, heads, size] z = sum_j a_j v_j of each document."""
+        return torch.cat([
+            (block.pieces(rows[..., None]).transpose(2, 3) @ block.pieces(v).float())[:, :, 0]
+            for block in self._by_length(len(v))
+        ])
+
+    def dot(self, v: Tensor, g: Tensor) -> Tensor:
+        """[heads, T] v_j . g of the document (g [n, heads, size]) that holds piece j."""
+        products = torch.empty(v.shape[:2], dtype=torch.float32, device=v.device)
+        for block in self._by_length(len(v)):
+            of_document = g[block.document : block.document + block.count, :, :, None]
+            block.pieces(products[..., None]).copy_(block.pieces(v).float() @ of_document)
+        return products
+
+    def summed(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+        """[heads, T] sum_i A[i,j] (v_j . g_i) over a document's queries i; g [T, heads, size]."""
+        sums = torch.empty(v.shape[:2], dtype=torch.float32, device=v.device)
+        for block in self.blocks(len(v)):
+            upward = block.pieces(g.transpose(0, 1)).float()
+            down = self.weights(block, q, k) * (upward @ block.pieces(v).float().transpose(2, 3))
+            block.pieces(sums[..., None]).copy_(down.sum(2)[..., None])
+        return sums
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[T, heads, size] attention of all queries, one call for each length."""
+        output = torch.empty_like(v.transpose(0, 1), memory_format=torch.contiguous_format)
+        for block in self._by_length(len(v)):
+            attended = scaled_dot_product_attention(
+                block.pieces(q), block.pieces(k), block.pieces(v),
+                attn_mask=self.mask(block.length, v.device), scale=self.scaling,
+            )
+            block.pieces(output.transpose(0, 1)).copy_(attended)
+        return output
