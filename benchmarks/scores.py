@@ -68,7 +68,7 @@ DERIVED = ("layer_types", "head_dim", "d_head")
 
 
 def deviations(name):
-    """dtype -> score -> largest deviation, over the tests' documents, of a small random model."""
+    """A small random model against its reference, over the tests' documents."""
     eager = eager_model(name)
     opened = {dtype: opened_model(name, eager, dtype) for dtype in DTYPES}
     differentiable(eager)
@@ -83,17 +83,20 @@ def real_deviations(name):
 
 
 def compared(name, eager, opened, ids):
-    """Deviations of classifiers (by dtype) from an eager model, all asked for the same class."""
+    """dtype -> score -> largest deviation of a classifier, all asked for the reference's class."""
     exact = opened[torch.float32]
     reference = [expected(name, eager, exact, one) for one in ids]
     target = np.array([one["logits"].argmax() for one in reference])
     wanted = Wanted(tuple(range(eager.config.num_hidden_layers)), available(eager.config))
-    return {
-        str(dtype).removeprefix("torch."): largest(
-            attended(classifier, ids, wanted, target=target), reference, wanted.scores
-        )
-        for dtype, classifier in opened.items()
-    }
+    deviation = {"reference": spelled(eager.dtype)}
+    for dtype, classifier in opened.items():
+        results = attended(classifier, ids, wanted, target=target)
+        deviation[spelled(dtype)] = largest(results, reference, wanted.scores)
+    return deviation
+
+
+def spelled(dtype):
+    return str(dtype).removeprefix("torch.")
 
 
 def largest(results, reference, scores):
@@ -149,20 +152,25 @@ def costs(name, lengths, rounds):
     # Each model has a configuration of its own, which remembers the attention function.
     plain = plain_model(realistic(name))
     classifier = opened(realistic(name), plain.state_dict())
-    systems = {"plain": plain_forward(plain, ids)}
-    for system, wanted in wants(plain.config).items():
-        systems[system] = packed_forward(classifier, ids, wanted)
-    for run in systems.values():
-        run()
-    times = [{system: seconds(run) for system, run in systems.items()} for _ in range(rounds)]
+    for run in systems(plain, classifier, ids[:4]).values():
+        run()  # warm: the first call of each is slow
+    timed = systems(plain, classifier, ids).items()
+    times = [{system: seconds(run) for system, run in timed} for _ in range(rounds)]
     pairs = {system: ("contribution" if system == "all rows" else "plain")
-             for system in systems if system != "plain"}
+             for system in times[0] if system != "plain"}
     return {
         "plain": plain.config._attn_implementation,
         "plain_s": statistics.median(one["plain"] for one in times),
         "ratio": {system: spread([one[system] / one[base] for one in times])
                   for system, base in pairs.items()},
     }
+
+
+def systems(plain, classifier, ids):
+    """Name -> a function that runs all documents."""
+    runs = {"plain": plain_forward(plain, ids)}
+    return runs | {system: packed_forward(classifier, ids, wanted)
+                   for system, wanted in wants(plain.config).items()}
 
 
 def wants(config):
@@ -273,6 +281,11 @@ def of_family(name, lengths, rounds):
             "deviation": deviations(name), "cost": costs(name, lengths, rounds)}
 
 
+def of_checkpoint(name):
+    """The row of a real classifier."""
+    return {"path": "fast", "reviews": REVIEWS, "deviation": real_deviations(name)}
+
+
 def main():
     known = [name for name in CONFIGS if CONFIGS[name].model_type not in REFUSED]
     real = [*REAL_MODELS] if SHARED.exists() else []
@@ -288,12 +301,14 @@ def main():
     for name in arguments.families:
         started = time.perf_counter()
         if name in REAL_MODELS:
-            result["real"][name] = {"reviews": REVIEWS, "deviation": real_deviations(name)}
+            result["real"][name] = of_checkpoint(name)
         else:
             result["families"][name] = of_family(name, lengths, arguments.rounds)
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if AGREEING in arguments.families:
+        started = time.perf_counter()
         result["agreement"] = agreement(AGREEING)
+        print(f"agreement: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     finish(result | {"refused": REFUSED, **hardware()}, arguments.output)
 
 

@@ -29,6 +29,7 @@ SESSIONS = {
     "real": [RUN, "clsight query run examples -p form=not -p model=roberta -p limit=3"],
     "catalogue": ["clsight query run"],
 }
+SCORES = ("uniform", "norm", "contribution", "rollout", "relevance", "conservative")
 
 
 def session(commands, folder):
@@ -63,10 +64,15 @@ def benchmark():
         f"| {memory['ratio']:.2f} times ({memory['peak_mib'][0]:.0f} to "
         f"{memory['peak_mib'][1]:.0f} MiB) |",
         "",
-        f"{question['cpu']}, {question['threads']} threads, torch "
-        f"{question['versions']['torch']}, transformers {question['versions']['transformers']}; "
-        "written from `benchmarks/results/` by `scripts/update_readme.py`.",
+        measured_on(question),
     ])
+
+
+def measured_on(result):
+    """The hardware and versions that a result file names."""
+    return (f"{result['cpu']}, {result['threads']} threads, torch {result['versions']['torch']}, "
+            f"transformers {result['versions']['transformers']}; "
+            "written from `benchmarks/results/` by `scripts/update_readme.py`.")
 
 
 def medians(result, key):
@@ -76,19 +82,114 @@ def medians(result, key):
     return [statistics.median(one[name] for one in rounds) for name in rounds[0]]
 
 
+def families():
+    """How exact each score is, what it costs, and what is refused, by family."""
+    result = json.loads((RESULTS / "scores.json").read_text())
+    refused = [f"`{kind}` is refused: {reason}." for kind, reason in result["refused"].items()]
+    return "\n\n".join([
+        "How far scores of pieces are from transformers' eager model in float64 with autograd, in "
+        "float32 / bfloat16. The largest deviation counts, as a share of the document's largest "
+        "value where that is above 1:",
+        deviations(result),
+        under_deviations(result),
+        "What each score costs alone, in forward passes of transformers' own model that returns "
+        "no attention (`plain`: the attention function that it has):",
+        costs(result),
+        under_costs(result),
+        *refused,
+        measured_on(result),
+    ])
+
+
+def deviations(result):
+    """One row per real classifier and per family."""
+    def cell(exact, half):
+        return f"{exact:.0e}".replace("e-0", "e-") + f" / {half:.1g}"
+
+    rows = []
+    for name, row in (result["real"] | result["families"]).items():
+        exact, half = (row["deviation"][dtype] for dtype in ("float32", "bfloat16"))
+        cells = [cell(exact[score], half[score]) if score in exact else "–" for score in SCORES]
+        rows.append([with_pooling(name), row["path"], *cells])
+    return table(["model", "path", *(f"`{score}`" for score in SCORES)], rows)
+
+
+def under_deviations(result):
+    """What the first table's rows are, and why cells are empty."""
+    notes = ["Families: small models with random weights that are large on purpose, which makes "
+             "their bfloat16 pessimistic."]
+    if real := result["real"]:
+        reviews = next(iter(real.values()))["reviews"]
+        notes.append(f"{', '.join(real)}: trained classifiers, {reviews} reviews.")
+    if same := result.get("agreement"):
+        notes.append(f"In bfloat16 {same['model']} predicts what it does in float32 for "
+                     f"{same['share']:.2%} of {same['reviews']:,} reviews.")
+    for name, row in result["families"].items():
+        if (reference := row["deviation"]["reference"]) != "float64":
+            notes.append(f"{with_pooling(name)}: the reference is in {reference}, which "
+                         "transformers' own code cannot leave.")
+    # The reasons name the family; here one stands for all that have it.
+    reasons = {(score, reason.replace(f"{name.split()[0]} models", "these models"))
+               for name, row in result["families"].items()
+               for score, reason in row["unavailable"].items()}
+    notes += [f"–: no `{score}`, {reason}." for score, reason in sorted(reasons)]
+    return " ".join(notes)
+
+
+def costs(result):
+    """One row per family."""
+    systems = [*SCORES, "all rows"]
+    rows = []
+    for name, row in result["families"].items():
+        ratio = row["cost"]["ratio"]
+        cells = [f"{ratio[system][0]:.1f}" if system in ratio else "–" for system in systems]
+        rows.append([with_pooling(name), row["path"], row["cost"]["plain"], *cells])
+    head = [*(f"`{score}`" for score in SCORES), "rows of all layers"]
+    return table(["model", "path", "plain", *head], rows)
+
+
+def under_costs(result):
+    """What was timed, and how far apart the rounds were."""
+    apart = [(high - low) / median for row in result["families"].values()
+             for median, low, high in row["cost"]["ratio"].values()]
+    return (
+        "Random models of 6 layers and width 384 in float32; "
+        f"{result['documents']} documents of {result['pieces']:,} pieces; plain: length-sorted, "
+        f"padded batches of 32. Median of {result['rounds']} interleaved rounds; from the least "
+        f"to the greatest ratio it is {statistics.median(apart):.0%} of the median in half of the "
+        f"cells, {max(apart):.0%} at most. Rows of all layers: `contribution` with them, in times "
+        "of `contribution` with the last layer's alone."
+    )
+
+
+def with_pooling(name):
+    """The name of a family as it is read: "modernbert mean" -> modernbert, mean pooling."""
+    family, _, pooling = name.partition(" ")
+    return f"{family}, {pooling} pooling" if pooling else family
+
+
+def table(head, rows):
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---")
+
+
 def main():
-    wanted = sys.argv[1:] or [*SESSIONS, "benchmark"]
+    wanted = sys.argv[1:] or [*SESSIONS, *TABLES]
     text = README.read_text()
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "work")
         folder.mkdir()
         Path(parent, "shared").symlink_to(SHARED)
         for name in wanted:
-            new = benchmark() if name == "benchmark" else session(SESSIONS[name], folder)
+            new = TABLES[name]() if name in TABLES else session(SESSIONS[name], folder)
             block = f"<!-- {name} -->\n{new}\n<!-- /{name} -->"
             text = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text,
                           flags=re.DOTALL)
     README.write_text(text)
+
+
+TABLES = {"families": families, "benchmark": benchmark}
 
 
 if __name__ == "__main__":

@@ -123,6 +123,24 @@ def test_pairs_have_the_words_of_both_texts_with_their_segment(tmp_path):
         np.testing.assert_allclose(words["uniform"], expected, atol=1e-5)
 
 
+def test_one_logit_is_the_log_odds_of_class_1(tmp_path):
+    model, tokenizer = saved("bert", tmp_path / "model", num_labels=1)
+    pq.write_table(pa.table({"a": TEXTS, "label": [0, 1, 1, 0]}), tmp_path / "data.parquet")
+    run = pipeline.run(
+        str(tmp_path / "data.parquet"), text="a", label="label", dtype="float32",
+        models={"m": str(tmp_path / "model")}, output=tmp_path / "run",
+        options=pipeline.Options(min_documents=2),
+    )
+    encoded = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt",
+                        max_length=run.plan.models["m"].max_length)
+    with torch.no_grad():
+        odds = model(**encoded).logits[:, 0].numpy()
+    got = run.sql("FROM predictions ORDER BY document_id")
+    assert got["predicted"].to_list() == (odds > 0).astype(int).tolist()
+    np.testing.assert_allclose(got["confidence"], 1 / (1 + np.exp(-np.abs(odds))), rtol=1e-5)
+    np.testing.assert_allclose(got["margin"], np.abs(odds), rtol=1e-4)
+
+
 def test_unusable_second_texts_are_named(tmp_path):
     pq.write_table(pa.table({"a": ["x", "y"], "b": ["ok", " "], "label": [0, 1]}),
                    tmp_path / "data.parquet")

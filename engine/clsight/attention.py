@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from clsight.errors import ClsightError
 from clsight.heads import Groups, Heads
 from clsight.models import IMPLEMENTATION, Classifier
 from clsight.rules import Rules
@@ -226,7 +227,7 @@ def attend(
     Returns the attention output [1, T, heads, size]; the last layer does not return.
     """
     if attention_mask is not None:
-        raise ValueError("packed batches are not padded, so no mask is expected")
+        raise ClsightError(f"{type(module).__name__} masks attention in a way that is not known")
     shared = query.shape[1] // key.shape[1]
     k, v = (x[0].repeat_interleave(shared, 0) if shared > 1 else x[0] for x in (key, value))
     return passage.see(query[0], k, v, scaling, sliding_window)[None], None
@@ -242,13 +243,16 @@ def forward(
     """Run a packed batch through a classifier that `prepare` made ready.
 
     Args:
-        classifier: opened with `IMPLEMENTATION`.
+        classifier: opened by `models.load` and made ready by `prepare`.
         ids: [T] vocabulary indices.
         positions: [T] from 0 in each document.
         groups: how the pieces lie.
         wanted: what to compute.
         segments: [T] token types; None for 0.
         target: [n] the class whose margin is explained; None for the predicted one.
+
+    Raises:
+        ClsightError: the model does not call its attention function, or masks it.
     """
     cls = torch.cat([first + length * torch.arange(documents)
                      for first, documents, length in groups]).to(ids.device)
@@ -264,7 +268,8 @@ def forward(
         except _AtLastLayer:
             logits = _head(passage)
         else:
-            raise RuntimeError(f"{type(classifier.model).__name__} did not call its attention")
+            raise ClsightError(f"{type(classifier.model).__name__} did not call its attention "
+                               "function, so there are no rows to read")
     margin = margins(logits, target)
     _last_layer_scores(passage, margin)
     _all_layer_scores(passage, margin)

@@ -55,8 +55,9 @@ def cli() -> None:
               help="Layers whose attention rows are stored, such as -1,-2 or 0-5.")
 @click.option("--scores", default="default", show_default=True, metavar="default|all|LIST",
               help="Word scores: uniform, classifier, projected, norm, contribution, rollout, "
-                   "relevance, conservative; uniform_N and contribution_N for layer N. The default "
-                   "is what one forward pass gives; uniform and contribution are always there.")
+                   "relevance, conservative; uniform_N and contribution_N for layer N. By default "
+                   "uniform, classifier, projected, contribution; the first and the last of these "
+                   "are always there.")
 @click.option("--target", default="predicted", show_default=True, metavar="predicted|gold|LABEL",
               help="The class whose margin scores explain.")
 @click.option("--dtype", default="auto", show_default=True,

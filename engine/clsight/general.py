@@ -120,7 +120,8 @@ def reading(classifier: Classifier, ids: Tensor, n_layers: int) -> str:
     """
     kind = classifier.model.config.model_type
     try:
-        answer = ask(classifier, ids, None)
+        # Twice the same: some decoders cannot take more than one text without a padding piece.
+        answer = ask(classifier, ids.expand(2, -1), None)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise ClsightError(f"{kind} models cannot be run from embeddings alone: {error}") from error
     length = ids.shape[1]
