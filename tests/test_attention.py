@@ -1,5 +1,8 @@
 """The oracles: rows, contributions and logits against eager models with autograd, in float64."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -207,6 +210,26 @@ def test_conserving_shares_add_up_to_the_margin_but_for_biases():
         assert got["conservative"].sum() == pytest.approx(
             ranked[-1] - ranked[-2], rel=1e-4, abs=1e-5
         )
+
+
+@pytest.mark.parametrize(("name", "module", "kind"), [
+    ("bert", attention, "Passage"), ("albert", attention, "Passage"),
+    ("mpnet", general, "Softmaxes"),
+])
+def test_nothing_of_a_batch_stays_in_memory(name, module, kind, monkeypatch):
+    classifier = opened_model(name, eager_model(name))
+    made = []
+
+    class Watched(getattr(module, kind)):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(module, kind, Watched)
+    attended(classifier, documents(), Wanted((2,), WITHOUT_VALUES), 50)
+    gc.collect()
+    assert len(made) >= 3
+    assert [watched() for watched in made] == [None] * len(made)
 
 
 def test_attention_in_another_form_is_refused():

@@ -275,6 +275,8 @@ def forward(
     _all_layer_scores(passage, margin)
     scores = {name: passage.scores[name].float() for name in wanted.scores}
     rows = [passage.rows[layer] for layer in wanted.layers]
+    # The graph holds the passage: with the graph's end in it, neither would ever be freed.
+    passage.z = passage.hidden = None
     return Attended(logits.detach(), torch.stack(rows) if rows else cls.new_empty(0), scores)
 
 

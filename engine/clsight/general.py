@@ -106,7 +106,9 @@ def ask(classifier: Classifier, ids: Tensor, types: Tensor | None) -> Answer:
         stack.enter_context(fused_gelus())
         stack.enter_context(rules)
         logits = model(**inputs).logits
-    return Answer(two_classes(logits.float()), rules.seen, entered[0], rules)
+    # The graph holds the rules: with what they saw in them, neither would ever be freed.
+    attention, rules.seen = rules.seen, []
+    return Answer(two_classes(logits.float()), attention, entered[0], rules)
 
 
 def reading(classifier: Classifier, ids: Tensor, n_layers: int) -> str:
