@@ -27,6 +27,14 @@ RUN = " \\\n    ".join([
 SESSIONS = {
     "demo": ["clsight demo"],
     "real": [RUN, "clsight query run examples -p form=not -p model=roberta -p limit=3"],
+    "compare": [
+        "clsight run ../shared/data/rotten_tomatoes/unseen.parquet --text text --label label \\\n"
+        "    --model bert=../shared/models/bert-rt --scores all -o all > summary.txt",
+        'clsight query all "SELECT score, margin_explained, \\\n'
+        "    max(rank_correlation) FILTER (other = 'classifier') AS ranks_like_classifier, \\\n"
+        "    max(rank_correlation) FILTER (other = 'contribution') AS ranks_like_contribution \\\n"
+        'FROM compare_scores GROUP BY score, margin_explained ORDER BY score::score_name"',
+    ],
     "catalogue": ["clsight query run"],
 }
 SCORES = ("uniform", "norm", "contribution", "rollout", "relevance", "conservative")

@@ -1,5 +1,5 @@
 -- What:      errors in which a word takes most of a model's score: the evidence for one word.
--- One row:   model, document.
+-- One row:   model, document; the two texts of a pair stand side by side.
 -- Parameter: form             the word, case-folded
 -- Parameter: model = (all)    a model's name
 -- Parameter: limit = 20       number of documents per model
@@ -7,7 +7,7 @@ SELECT
     model, document_id, p.label, predicted, round(confidence, 3) AS confidence,
     round(m.contribution, 3) AS contribution_share,
     round(m.uniform, 3) AS uniform_share,
-    text
+    concat_ws(' | ', text, text_pair) AS text
 FROM word_mass AS m
 JOIN predictions AS p USING (model, "row")
 JOIN documents AS d USING (document_id, "row")
