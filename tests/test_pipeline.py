@@ -197,6 +197,19 @@ def test_bad_rows_stop_the_run_or_are_listed(reviews, tmp_path):
     assert skipped.sql("documents")["row"].is_in([3, 10, 11]).sum() == 0
 
 
+def test_a_shard_without_a_usable_document_counts_for_nothing(reviews, tmp_path):
+    rows = pq.read_table(reviews).slice(0, 30).to_pylist()
+    for row in rows[:10]:
+        row["text"] = None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bad.parquet")
+    made = run(tmp_path / "bad.parquet", tmp_path / "run", on_bad_row="skip", shard_size=10,
+               options=pipeline.Options(min_documents=5))
+    assert made.plan.n_shards == 3
+    assert set(made.sql("head_profile").select("model", "n_documents").rows()) == {
+        ("bert", 20), ("roberta", 20)
+    }
+
+
 def test_long_texts_are_flagged(reviews, tmp_path):
     rows = pq.read_table(reviews).slice(0, 60).to_pylist()
     rows[5]["text"] = rows[5]["text"] + " and on it went" * 200

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from clsight import tables
 from clsight.errors import ClsightError
 from clsight.heads import Groups, Heads
 from clsight.models import IMPLEMENTATION, Classifier
@@ -51,8 +52,8 @@ class Wanted:
     @property
     def contribution_layers(self) -> tuple[int, ...]:
         """Layers N of the scores contribution_N."""
-        return tuple(int(s.removeprefix("contribution_")) for s in self.scores
-                     if s.startswith("contribution_"))
+        named = [tables.score_layer(score) for score in self.scores]
+        return tuple(layer for layer in named if layer is not None)
 
     @property
     def graph_from(self) -> int | None:

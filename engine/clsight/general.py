@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
+from clsight import tables
 from clsight.attention import Attended, Wanted, margins
 from clsight.errors import ClsightError
 from clsight.heads import BLOCK, Groups
 from clsight.models import Classifier, two_classes
-from clsight.rules import Rules, fused_gelus
-
-SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax}
+from clsight.rules import SOFTMAX, Rules, fused_gelus
 
 
 class Softmaxes(Rules):
@@ -174,8 +172,9 @@ def _results(
     weighted = _weighted(answer, margin, wanted, conservative)
     scores = {}
     for score in wanted.scores:
-        if score.startswith("contribution"):
-            layer = int(score.partition("_")[2] or len(attention) - 1)
+        if tables.base(score) == "contribution":
+            named = tables.score_layer(score)
+            layer = len(attention) - 1 if named is None else named
             queries = weighted[layer] if pooling == "mean" else weighted[layer] * read[:, None]
             scores[score] = _flat(queries.sum(2))
     if "rollout" in wanted.scores:

@@ -28,6 +28,8 @@ transformers.logging.disable_progress_bar()
 
 ABSURD_LENGTH = 1_000_000
 """Tokenizers without a maximum report 10^30; from here on it is taken as none."""
+_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation")
+"""Names that families give to the activation of their feed-forward, in their configurations."""
 UNLIMITED = 4096
 """Most pieces of a document for models without a maximum of their own (XLNet)."""
 IMPLEMENTATION = "clsight_sdpa"
@@ -152,8 +154,8 @@ def unavailable_scores(path: str) -> dict[str, str]:
         reasons |= {"classifier": unknown, "projected": unknown}
     if not family.fast:
         reasons["norm"] = f"value vectors of {kind} models are out of reach on the general path"
-    activation = getattr(config, "hidden_act", None) or getattr(config, "activation", "gelu")
-    activation = getattr(config, "hidden_activation", None) or activation
+    named = (getattr(config, name, None) for name in _ACTIVATIONS)
+    activation = next((name for name in named if name), "gelu")
     if activation not in rules.NAMED:
         reasons["conservative"] = f"it has no rule for the activation {activation}"
     return reasons

@@ -186,10 +186,8 @@ def status(run: Run) -> list[str]:
 
 def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
     """Model -> shards that are not scored yet."""
-    from clsight.scores import STAGES
-
     done = {
-        model: set.intersection(*(shards.done(folder / model / stage) for stage in STAGES))
+        model: set.intersection(*(shards.done(folder / model / made) for made in shards.SCORED))
         for model in plan.models
     }
     return {model: [name for name in plan.shard_names() if name not in done[model]]

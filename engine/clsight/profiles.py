@@ -38,13 +38,14 @@ class Lists:
 
 
 def write_heads(
-    path: Path, lists: Lists, attention: pa.Table, forms: pa.Array, correct: npt.NDArray[np.bool_],
-    weights: Floats, layers: tuple[int, ...],
+    path: Path, model: str, lists: Lists, attention: pa.Table, forms: pa.Array,
+    correct: npt.NDArray[np.bool_], weights: Floats, layers: tuple[int, ...],
 ) -> None:
     """Write the sums of a shard as `tables.heads`.
 
     Args:
         path: where to.
+        model: whose rows they are.
         lists: the documents.
         attention: rows of `tables.attention`.
         forms: [words] spellings.
@@ -69,8 +70,8 @@ def write_heads(
     columns |= {name: sums[..., i].ravel() for i, name in enumerate(PROFILE)}
     columns |= {name: pa.array(weight[i].ravel(), from_pandas=True)
                 for i, name in enumerate(("classifier", "projected"))}
-    model = pa.repeat(attention["model"][0].as_py() if len(attention) else "", index.shape[1])
-    shards.write(pa.table({"model": model, **columns}).cast(tables.heads()), path)
+    columns = {"model": pa.repeat(model, index.shape[1])} | columns
+    shards.write(pa.table(columns).cast(tables.heads()), path)
 
 
 def write_agreement(

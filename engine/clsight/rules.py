@@ -20,8 +20,8 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 
 ACTIVATIONS = {F.gelu, F.silu, torch.tanh, torch.Tensor.tanh}
 """y = f(x) element by element; relu(x) / x is 0 or 1, so its gradient is the conserving share."""
-HELD = {F.softmax, torch.softmax, torch.Tensor.softmax, torch.rsqrt, torch.Tensor.rsqrt,
-        torch.sigmoid, torch.Tensor.sigmoid}
+SOFTMAX = {F.softmax, torch.softmax, torch.Tensor.softmax}
+HELD = SOFTMAX | {torch.rsqrt, torch.Tensor.rsqrt, torch.sigmoid, torch.Tensor.sigmoid}
 """Attention weights, 1 / std, and the gate in x * sigmoid(x): constant under the conserving rule.
 """
 NAMED = {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu",

@@ -39,12 +39,8 @@ class Words:
     """[words] in characters."""
 
 
-STAGES = ("heads", "agreement", "scores")
-"""Folders of what is made of a shard's attention, in the order in which it is committed."""
-
-
 def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
-    """From one shard of `MODEL/attention` and `documents`, its part of every folder in `STAGES`."""
+    """Make a shard's part of the folders in `shards.SCORED` from its attention and documents."""
     documents = pq.read_table(run / "documents" / name,
                               columns=["reason", "label", "form", "start", "end"])
     documents = documents.filter(documents["reason"].is_null()).combine_chunks()
@@ -53,7 +49,8 @@ def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
     offsets, start = _lists(documents["start"])
     words = Words(offsets, start, _lists(documents["end"])[1])
     scores = word_scores(attention, plan.scores, plan.models[model], head_weights, words)
-    _profile(run / model, name, attention, documents, words, head_weights, plan.models[model])
+    _profile(run, model, name, attention, documents, words, head_weights,
+             plan.models[model])
     profiles.write_agreement(run / model / "agreement" / name, model, plan.scores, scores, offsets,
                              attention["target_margin"].to_numpy())
     lists = pa.array(offsets, pa.int32())
@@ -64,8 +61,8 @@ def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
 
 
 def _profile(
-    folder: Path, name: str, attention: pa.Table, documents: pa.Table, words: Words,
-    head_weights: npt.NDArray[np.float64], model: ModelPlan,
+    run: Path, model: str, name: str, attention: pa.Table, documents: pa.Table, words: Words,
+    head_weights: npt.NDArray[np.float64], plan: ModelPlan,
 ) -> None:
     """Write `MODEL/heads` of a shard."""
     piece_offsets, piece_start = _lists(attention["start"])
@@ -73,9 +70,9 @@ def _profile(
                            words.offsets, words.start, words.end)
     forms = pc.list_flatten(documents["form"]).combine_chunks()
     correct = pc.equal(attention["predicted"], documents["label"]).to_numpy()
-    of_documents = _of_documents(head_weights[1:], attention, model.labels)
-    profiles.write_heads(folder / "heads" / name, lists, attention, forms, correct, of_documents,
-                         model.layers)
+    of_documents = _of_documents(head_weights[1:], attention, plan.labels)
+    profiles.write_heads(run / model / "heads" / name, model, lists, attention, forms, correct,
+                         of_documents, plan.layers)
 
 
 def word_scores(

@@ -6,6 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+SCORED = ("heads", "agreement", "scores")
+"""Folders of what is made of a shard's attention, in the order in which it is committed."""
+
 
 def name(shard: int) -> str:
     """File name of a shard: `00042.parquet`."""
