@@ -87,7 +87,7 @@ def eager_model(name, **changes):
     return model.requires_grad_(False)
 
 
-def opened_model(name, eager, dtype=torch.float32, **changes):
+def opened_model(name, eager, dtype=torch.float32, device="cpu", **changes):
     """The same weights as clsight opens them."""
     fast = FAMILIES.get(name.split()[0], UNKNOWN).fast
     model = AutoModelForSequenceClassification.from_config(
@@ -95,8 +95,8 @@ def opened_model(name, eager, dtype=torch.float32, **changes):
         dtype=torch.float32,
     ).eval()
     model.load_state_dict(eager.state_dict())
-    classifier = Classifier.of(model.to(dtype).requires_grad_(False), None, MAX_LENGTH)
+    classifier = Classifier.of(model.to(device, dtype).requires_grad_(False), None, MAX_LENGTH)
     if fast:
         return prepare(classifier)
-    pooling = general.reading(classifier, torch.arange(5, 12)[None], 3)
+    pooling = general.reading(classifier, torch.arange(5, 12, device=device)[None], 3)
     return dataclasses.replace(classifier, pooling=pooling)

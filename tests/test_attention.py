@@ -12,6 +12,7 @@ from clsight.attention import Wanted
 from clsight.batches import gather, pack, tokenise
 from clsight.errors import ClsightError
 from clsight.models import Classifier
+from clsight.prepacked import Prepacked, prepack
 from conftest import REAL_MODELS, real_classifier, real_reviews, shared
 from reference import Eager, conservative, differentiable, piece_scores
 from small_models import FAST, GENERAL, MAX_LENGTH, eager_model, opened_model
@@ -232,6 +233,38 @@ def test_nothing_of_a_batch_stays_in_memory(name, module, kind, monkeypatch):
     assert [watched() for watched in made] == [None] * len(made)
 
 
+@pytest.mark.parametrize("name", ["bert", "distilbert", "albert", "eurobert"])
+def test_the_last_layer_multiplies_the_queries_of_cls_alone(name):
+    classifier = opened_model(name, eager_model(name))
+    query = classifier.layers[-1].get_submodule(classifier.family.query)
+    rows = []
+    query.register_forward_hook(lambda _, inputs, output: rows.append(inputs[0].shape[1]))
+    ids = documents()
+    attended(classifier, ids, Wanted((2,)))
+    assert rows[-1] == len(ids)
+    assert set(rows[:-1]) <= {sum(map(len, ids))}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_prepacked_layers_are_linear_with_and_without_a_graph(dtype, tolerance, bias):
+    torch.manual_seed(0)
+    block = torch.nn.Sequential(torch.nn.Linear(40, 56, bias)).to(dtype).requires_grad_(False)
+    weight, offset = block[0].weight.double(), block[0].bias.double() if bias else 0
+    prepack([block])
+    # Without bfloat16 units oneDNN has no such product, and the layer stays as it is.
+    assert isinstance(block[0], Prepacked) or dtype == torch.bfloat16
+    for n in (1, 7, 4097):
+        x = torch.randn(n, 40).to(dtype)
+        expected = x.double() @ weight.T + offset
+        for given in (x, x.clone().requires_grad_()):
+            torch.testing.assert_close(block(given).double(), expected, rtol=tolerance,
+                                       atol=tolerance)
+        (grad,) = torch.autograd.grad(block(given).sum(), given)
+        torch.testing.assert_close(grad.double(), weight.sum(0).expand(n, 40), rtol=tolerance,
+                                   atol=4 * tolerance)
+
+
 def test_attention_in_another_form_is_refused():
     with pytest.raises(ClsightError, match="longformer models"):
         opened_model("longformer", eager_model("longformer"))
@@ -247,13 +280,12 @@ def test_a_model_that_does_not_call_its_attention_is_an_error():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("name", ["bert", "modernbert mean", "eurobert", "mpnet"])
 def test_cuda_is_the_cpu(name):
-    classifier = opened_model(name, eager_model(name))
+    eager = eager_model(name)
+    classifier = opened_model(name, eager)
     names = SCORES if classifier.family.fast else WITHOUT_VALUES
     wanted = Wanted((0, 1, 2), names)
     on_cpu = attended(classifier, documents(), wanted)
-    classifier.model.cuda()
-    classifier.tail.cuda()
-    on_cuda = attended(classifier, documents(), wanted)
+    on_cuda = attended(opened_model(name, eager, device="cuda"), documents(), wanted)
     for one, other in zip(on_cpu, on_cuda, strict=True):
         for score in one:
             np.testing.assert_allclose(one[score], other[score], rtol=1e-3, atol=1e-4)

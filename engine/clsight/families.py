@@ -26,6 +26,8 @@ class Family:
     """model -> its encoder layers by depth; a layer that is used twice is there twice."""
     output: str
     """W_o, the output projection of attention, as a dotted path in a layer."""
+    query: str | None = None
+    """The layer of queries, as a dotted path in a layer; None where it is one with others."""
     rest: Callable[[Any, Tensor, Tensor], Tensor] | None = None
     """(layer, z [n, heads * size], hidden [n, width]) -> the layer's output for these rows; None on
     the general path."""
@@ -72,7 +74,8 @@ def _roberta_head(model: Any, pooled: Tensor) -> Tensor:
 def _roberta(**differences: Any) -> Family:
     return Family(
         dense="classifier.dense", out="classifier.out_proj", layers=_encoder,
-        output="attention.output.dense", rest=_bert_rest, head=_roberta_head, **differences,
+        output="attention.output.dense", query="attention.self.query", rest=_bert_rest,
+        head=_roberta_head, **differences,
     )
 
 
@@ -132,7 +135,8 @@ def _general(dense: str, out: str, output: str, **differences: Any) -> Family:
 FAMILIES = {
     "bert": Family(
         dense="bert.pooler.dense", out="classifier", layers=_encoder,
-        output="attention.output.dense", rest=_bert_rest, head=_bert_head,
+        output="attention.output.dense", query="attention.self.query", rest=_bert_rest,
+        head=_bert_head,
     ),
     "roberta": _roberta(positions_after_padding=True),
     "xlm-roberta": _roberta(positions_after_padding=True),
@@ -141,11 +145,12 @@ FAMILIES = {
     "distilbert": Family(
         dense="pre_classifier", out="classifier",
         layers=lambda model: list(model.distilbert.transformer.layer),
-        output="attention.out_lin", rest=_distilbert_rest, head=_distilbert_head,
+        output="attention.out_lin", query="attention.q_lin", rest=_distilbert_rest,
+        head=_distilbert_head,
     ),
     "albert": Family(
         dense="albert.pooler", out="classifier", layers=_albert_layers,
-        output="attention.dense", rest=_albert_rest, head=_albert_head,
+        output="attention.dense", query="attention.query", rest=_albert_rest, head=_albert_head,
         embeddings=("embeddings", "encoder.embedding_hidden_mapping_in"),
     ),
     "modernbert": Family(
@@ -158,7 +163,8 @@ FAMILIES = {
     ),
     "eurobert": Family(
         dense="dense", out="classifier", layers=lambda model: list(model.model.layers),
-        output="self_attn.o_proj", rest=_eurobert_rest, head=_eurobert_head,
+        output="self_attn.o_proj", query="self_attn.q_proj", rest=_eurobert_rest,
+        head=_eurobert_head,
         final=lambda model, hidden: model.model.norm(hidden),
         pooling=lambda config: {"bos": "first"}.get(config.classifier_pooling,
                                                     config.classifier_pooling),

@@ -1,0 +1,57 @@
+"""Linear layers whose weights lie as the processor multiplies them.
+
+torch brings the weights of a linear layer into the order of the matrix product anew in every call.
+Done once, the product runs at 440 instead of 405 GFLOP/s in bfloat16, and at 205 instead of 170 in
+float32 (2 cores with bfloat16 units, 512 to 4,096 rows of BERT-base), so a whole pass is 1.15 times
+as fast. The operators are those that `torch.compile` uses, without its half a minute at the start;
+fusing GELU into them as it does gained nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+ROWS = 4096
+"""Rows of a product for which oneDNN chooses the order; it serves any number of rows."""
+
+
+class Prepacked(torch.nn.Module):
+    """A frozen linear layer on the CPU; where a graph is needed, it is an ordinary one."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        """Keep the weights as they are for graphs, and once more in the order of the product."""
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + b."""
+        if x.requires_grad:
+            return F.linear(x, self.weight, self.bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.packed, self.bias, "none", [], ""
+        )
+        return product
+
+
+def prepack(layers: list[Any]) -> None:
+    """Replace the linear layers within encoder layers, where the processor gains from it."""
+    for layer in layers:
+        for module in list(layer.modules()):
+            for name, child in module.named_children():
+                if type(child) is torch.nn.Linear and _gains(child.weight):
+                    setattr(module, name, Prepacked(child))
+
+
+def _gains(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.float32:
+        return True
+    operators = torch.ops.mkldnn
+    if weight.dtype == torch.bfloat16:
+        return bool(operators._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float16 and bool(operators._is_mkldnn_fp16_supported())
