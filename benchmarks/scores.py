@@ -29,7 +29,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from clsight import attention, general
 from clsight.attention import Wanted, prepare
 from clsight.batches import gather, pack, tokenise
-from clsight.extract import TOKENS_PER_BATCH
+from clsight.calibrate import DEFAULT
 from clsight.families import FAMILIES, REFUSED, UNKNOWN
 from clsight.models import IMPLEMENTATION, Classifier, unavailable_scores
 
@@ -124,7 +124,7 @@ def agreement(name):
     for dtype in DTYPES:
         classifier, plan = real_classifier(name, dtype, layers="last")
         ids = review_ids(classifier, ALL_REVIEWS)
-        results = attended(classifier, ids, Wanted(plan.layers, ()), TOKENS_PER_BATCH["cpu"])
+        results = attended(classifier, ids, Wanted(plan.layers, ()), DEFAULT["cpu"])
         predicted.append([one["logits"].argmax() for one in results])
     same = np.equal(*predicted)
     return {"model": name, "reviews": len(same), "differ": int((~same).sum()),
@@ -238,7 +238,7 @@ def plain_forward(model, ids):
 def packed_forward(classifier, ids, wanted):
     """A function that runs clsight over batches as large as `extract` makes them."""
     forward = attention.forward if classifier.family.fast else general.forward
-    budget = TOKENS_PER_BATCH["cpu"] // (1 if wanted.graph_from is None else 4)
+    budget = DEFAULT["cpu"] // (1 if wanted.graph_from is None else 4)
     lengths, flat = np.array([len(one) for one in ids]), torch.from_numpy(np.concatenate(ids))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     batches = []

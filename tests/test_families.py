@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from clsight import pipeline, shards, tables
 from clsight.errors import UsageError
-from clsight.extract import open_extractor
+from clsight.extractor import open_extractor
 from clsight.models import inspect
 from clsight.plan import DatasetPlan, Plan
 from conftest import demo_models
@@ -59,7 +59,8 @@ def extracted(folder, tmp_path, max_length, pairs=None):
     })
     shards.write(documents, tmp_path / "documents.parquet")
     extractor = open_extractor("m", plan, tmp_path, "cpu", 60)
-    return extractor.table(extractor.read(tmp_path / "documents.parquet"), lambda _: None)
+    read = extractor.read(tmp_path / "documents.parquet")
+    return extractor.table(read, extractor.attend(read, lambda _: None))
 
 
 def of_reference(model, encoded, i, read):

@@ -31,11 +31,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface
 
 from clsight import tables
+from clsight.clock import Clock
 from clsight.errors import ClsightError
-from clsight.heads import Groups, Heads
+from clsight.heads import Groups, Heads, of_varied_lengths
 from clsight.models import IMPLEMENTATION, Classifier
 from clsight.prepacked import prepack
 from clsight.rules import Rules
@@ -89,6 +91,9 @@ class Passage:
     wanted: Wanted
     cls: Tensor
     """[n] index of each document's [CLS] piece."""
+    starts: Tensor | None = None
+    """See `Heads.starts`."""
+    clock: Clock = field(default_factory=Clock)
     layer: int = 0
     """Layers whose attention was seen so far."""
     rows: dict[int, Tensor] = field(default_factory=dict)
@@ -119,12 +124,17 @@ class Passage:
     def see(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
         """Attention of the next layer: q, k, v [heads, T, size] -> [T, heads, size]."""
         layer, self.layer = self.layer, self.layer + 1
-        heads = Heads(self.groups, scaling, window)
-        if layer in self.wanted.layers or layer == self.last:
-            with torch.no_grad():
-                self.rows[layer] = heads.rows(q, k, self.cls if self.only_cls else None)
+        heads = Heads(self.groups, scaling, window, self.starts)
+        self.clock.count(4 * heads.pairs * v.shape[0] * v.shape[2] * (layer < self.last))
         if "rollout" in self.wanted.scores:
             self._roll(heads, q.detach(), k.detach(), layer)
+        inside = layer in self.wanted.layers and layer < self.last
+        if inside and heads.starts is not None and self.only_cls and self.leaf is None:
+            output, self.rows[layer] = heads.fused_with_rows(q, k, v, self.cls)
+            return output
+        if inside or layer == self.last:
+            with torch.no_grad(), self.clock.stage("rows"):
+                self.rows[layer] = heads.rows(q, k, self.cls if self.only_cls else None)
         if layer == self.last:
             self._finish(heads, q, k, v)
         if self.leaf is not None:
@@ -187,11 +197,11 @@ class Passage:
 
     def read(self) -> Tensor:
         """[T] how much of each piece's last output the head reads: [CLS] alone, or the mean."""
-        lengths = torch.cat([torch.full((documents * length,), length)
-                             for _, documents, length in self.groups])
+        device = self.cls.device
         if not self.only_cls:
-            return (1 / lengths).to(self.cls.device)
-        one = torch.zeros(len(lengths), device=self.cls.device)
+            return torch.cat([torch.full((documents * length,), 1 / length, device=device)
+                              for _, documents, length in self.groups])
+        one = torch.zeros(sum(n * length for _, n, length in self.groups), device=device)
         one[self.cls] = 1
         return one
 
@@ -240,7 +250,7 @@ AttentionInterface.register(IMPLEMENTATION, attend)
 
 def forward(
     classifier: Classifier, ids: Tensor, positions: Tensor, groups: Groups, wanted: Wanted,
-    segments: Tensor | None = None, target: Tensor | None = None,
+    segments: Tensor | None = None, target: Tensor | None = None, clock: Clock | None = None,
 ) -> Attended:
     """Run a packed batch through a classifier that `prepare` made ready.
 
@@ -252,13 +262,16 @@ def forward(
         wanted: what to compute.
         segments: [T] token types; None for 0.
         target: [n] the class whose margin is explained; None for the predicted one.
+        clock: counts the time of rows and backward passes apart.
 
     Raises:
         ClsightError: the model does not call its attention function, or masks it.
     """
-    cls = torch.cat([first + length * torch.arange(documents)
-                     for first, documents, length in groups]).to(ids.device)
-    passage = Passage(classifier, groups, wanted, cls)
+    cls = torch.cat([first + length * torch.arange(documents, device=ids.device)
+                     for first, documents, length in groups])
+    varied = of_varied_lengths(classifier.dtype, ids.device)
+    starts = functional.pad(cls, (0, 1), value=len(ids)).int() if varied else None
+    passage = Passage(classifier, groups, wanted, cls, starts, clock or Clock())
     inputs = {"token_type_ids": torch.zeros_like(ids) if segments is None else segments,
               "position_ids": positions + classifier.first_position}
     with _through(passage):
@@ -272,14 +285,15 @@ def forward(
         else:
             raise ClsightError(f"{type(classifier.model).__name__} did not call its attention "
                                "function, so there are no rows to read")
-    margin = margins(logits, target)
-    _last_layer_scores(passage, margin)
-    _all_layer_scores(passage, margin)
+    with passage.clock.stage("backward"):
+        margin = margins(logits, target)
+        _last_layer_scores(passage, margin)
+        _all_layer_scores(passage, margin)
     scores = {name: passage.scores[name].float() for name in wanted.scores}
     rows = [passage.rows[layer] for layer in wanted.layers]
     # The graph holds the passage: with the graph's end in it, neither would ever be freed.
     passage.z = passage.hidden = None
-    return Attended(logits.detach(), torch.stack(rows) if rows else cls.new_empty(0), scores)
+    return Attended(logits.detach(), torch.stack(rows) if rows else logits.new_empty(0), scores)
 
 
 def margins(logits: Tensor, target: Tensor | None) -> Tensor:
@@ -287,8 +301,9 @@ def margins(logits: Tensor, target: Tensor | None) -> Tensor:
     """
     if target is None:
         target = logits.argmax(1)
-    own = torch.nn.functional.one_hot(target, logits.shape[1]).bool()
-    return logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
+    own = torch.arange(logits.shape[1], device=logits.device) == target[:, None]
+    chosen = logits.gather(1, target[:, None])[:, 0]
+    return chosen - logits.masked_fill(own, -torch.inf).amax(1)
 
 
 def _head(passage: Passage) -> Tensor:

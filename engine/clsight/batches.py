@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, pairwise
 from typing import Any
 
@@ -66,6 +67,20 @@ def tokenise(
         segments=segments,
         truncated=truncated,
     )
+
+
+def tokenise_in_worker(
+    folder: str, texts: list[str], max_length: int, pairs: list[str] | None
+) -> Pieces:
+    """`tokenise` with the tokenizer of a checkpoint folder, for processes that have no model."""
+    return tokenise(_tokenizer(folder), texts, max_length, pairs)
+
+
+@cache
+def _tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 _NO_TEXTS = (np.empty(0, np.int32), np.empty((0, 2), np.int32), np.empty(0, np.int32),
@@ -160,10 +175,11 @@ def pack(lengths: Integers, tokens_per_batch: int) -> list[Batch]:
         before = ends[cuts[-1] - 1] if cuts[-1] else 0
         cut = int(np.searchsorted(ends, before + tokens_per_batch, side="right"))
         cuts.append(max(cut, cuts[-1] + 1))
-    return [_batch(order[first:last], lengths) for first, last in pairwise(cuts)]
+    return [batch_of(order[first:last], lengths) for first, last in pairwise(cuts)]
 
 
-def _batch(documents: Integers, lengths: Integers) -> Batch:
+def batch_of(documents: Integers, lengths: Integers) -> Batch:
+    """The batch of some documents, given by falling length; `lengths` [n] are those of all."""
     length, count = np.unique(-lengths[documents], return_counts=True)
     first = np.concatenate([[0], np.cumsum(-length * count)[:-1]])
     groups = zip(first.tolist(), count.tolist(), (-length).tolist(), strict=True)

@@ -20,6 +20,9 @@ from clsight.errors import ClsightError, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from clsight.clock import Clock
+    from clsight.pipeline import Run
+
 DONE, FAILED, USAGE = 0, 1, 2
 FORMATS = ("table", "json", "csv", "parquet", "arrow")
 
@@ -65,8 +68,9 @@ def cli() -> None:
               help="Precision; auto is bfloat16 where the hardware multiplies it.")
 @click.option("--device", default="auto", show_default=True,
               type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--tokens-per-batch", type=click.IntRange(min=1), metavar="N",
-              help="Pieces per batch [default: by device].")
+@click.option("--tokens-per-batch", default="auto", show_default=True, metavar="auto|N",
+              callback=lambda *given: _number_or_auto(given[-1]),
+              help="Pieces per batch; auto measures what suits the device, where that pays.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=4096, show_default=True,
               metavar="N", help="Documents per shard.")
 @click.option("--on-bad-row", type=click.Choice(["error", "skip"]), default="error",
@@ -77,6 +81,8 @@ def cli() -> None:
               help="Least mass ratio of an over-attended word.")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Seed of permutations and bootstrap.")
+@click.option("--profile", is_flag=True,
+              help="Show where the time went, and how near the hardware's limit.")
 def run(data: str, id_: str | None, models: tuple[str, ...], output: str, min_documents: int,
         min_mass_ratio: float, seed: int, **options: Any) -> None:
     """Extract, score and test a dataset; run it again to resume."""
@@ -180,14 +186,20 @@ def _exit_code() -> int:
     return FAILED
 
 
-def _run_and_summarise(data: str, models: dict[str, str], output: str, **options: Any) -> None:
+def _run_and_summarise(
+    data: str, models: dict[str, str], output: str, profile: bool = False, **options: Any
+) -> None:
     _import_engine()
     from clsight import database, pipeline
+    from clsight.clock import Clock
     from clsight.output import write
 
-    started = time.monotonic()
+    started, clock = time.monotonic(), Clock(detailed=profile)
     with _progress_bar() as bar, _log_on_stderr():
-        run = pipeline.run(data, models=models, output=output, progress=_shown_on(bar), **options)
+        run = pipeline.run(data, models=models, output=output, progress=_shown_on(bar),
+                           clock=clock, **options)
+    if profile:
+        _show_profile(clock, time.monotonic() - started, run)
     with database.connect(run.folder) as connection:
         for query in ("summary", "findings"):
             answer = database.query(connection, query, {})
@@ -226,6 +238,31 @@ def _import_engine() -> None:
         imported.result()
     gc.freeze()
     gc.enable()
+
+
+def _show_profile(clock: "Clock", wall: float, run: "Run") -> None:
+    import pyarrow as pa
+    from rich.console import Console
+
+    from clsight import output
+    from clsight.clock import matrix_peak
+
+    rows = clock.table(wall)
+    console = Console(stderr=True)
+    console.print(output.table(pa.Table.from_pylist(rows).schema, rows))
+    if clock.operations:
+        achieved, peak = clock.achieved(), matrix_peak(run.plan.dtype)
+        console.print(f"useful arithmetic: {achieved / 1e9:,.0f} GFLOP/s, {achieved / peak:.0%} of "
+                      f"the {peak / 1e9:,.0f} that matrix products reach here in "
+                      f"{run.plan.dtype}", highlight=False)
+
+
+def _number_or_auto(given: str) -> int | None:
+    if given == "auto":
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise click.BadParameter(f"{given}: write auto, or a number of pieces from 1")
+    return int(given)
 
 
 def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clsight import tables
 from clsight.attention import Attended, Wanted, margins
+from clsight.clock import Clock
 from clsight.errors import ClsightError
 from clsight.heads import BLOCK, Groups
 from clsight.models import Classifier, two_classes
@@ -58,14 +59,14 @@ class Answer:
 
 def forward(
     classifier: Classifier, ids: Tensor, positions: Tensor, groups: Groups, wanted: Wanted,
-    segments: Tensor | None = None, target: Tensor | None = None,
+    segments: Tensor | None = None, target: Tensor | None = None, clock: Clock | None = None,
 ) -> Attended:
     """Run a batch; the same arguments and result as `attention.forward`.
 
     Raises:
         ClsightError: the model's attention has another form, with what was found.
     """
-    del positions  # the model counts them itself
+    del positions, clock  # the model counts positions itself, and its passes are not told apart
     parts: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     for pieces, documents, length in _chunks(groups, classifier):
         some = slice(pieces.start, pieces.stop)

@@ -26,6 +26,8 @@ from clsight.statistics import Options
 if TYPE_CHECKING:
     import polars
 
+    from clsight.clock import Clock
+
 log = logging.getLogger("clsight")
 
 Progress = Callable[[str, int, int], None]
@@ -86,6 +88,7 @@ def run(
     shard_size: int = 4096,
     options: Options | None = None,
     progress: Progress = lambda *_: None,
+    clock: "Clock | None" = None,
 ) -> Run:
     """Extract, score and test a dataset with several classifiers; resumes where it was stopped.
 
@@ -111,12 +114,15 @@ def run(
         shard_size: documents per shard, the unit of work and of resume.
         options: how words are tested.
         progress: called as documents are done.
+        clock: counts where time goes.
 
     Raises:
         ClsightError: with a sentence that says what is wrong, where, and how to mend it.
     """
     memory.bound()
-    options = options or Options()
+    from clsight.clock import Clock
+
+    options, clock = options or Options(), clock or Clock()
     folder, dataset = Path(output), Dataset(data, text, label, id, split, text_pair)
     _refuse_bad_names(models)
     _refuse_foreign_folder(folder)
@@ -127,14 +133,15 @@ def run(
         scores=chosen, target=target, shard_size=shard_size,
     ))
     with _log_file(folder / "log" / "run.log"):
-        plan = _documents(folder, plan, dataset, progress)
-        _complete(folder, plan, device, tokens_per_batch, options, progress)
+        with clock.stage("documents"):
+            plan = _documents(folder, plan, dataset, progress)
+        _complete(folder, plan, device, tokens_per_batch, options, progress, clock)
     return Run(folder, plan)
 
 
 def _complete(
     folder: Path, plan: Plan, device: str, tokens_per_batch: int | None, options: Options,
-    progress: Progress,
+    progress: Progress, clock: "Clock",
 ) -> None:
     """Do what is missing after the documents."""
     pending = pending_shards(folder, plan)
@@ -142,8 +149,9 @@ def _complete(
         log.info("nothing to do: %s is complete", folder)
         return
     if any(pending.values()):
-        _extract_and_score(folder, plan, pending, device, tokens_per_batch, progress)
-    _build(folder, plan, options, progress)
+        _extract_and_score(folder, plan, pending, device, tokens_per_batch, progress, clock)
+    with clock.stage("statistics"):
+        _build(folder, plan, options, progress)
     log.info("%s is complete", folder)
 
 
@@ -244,7 +252,7 @@ def _refuse_unknown_target(target: str, models: dict[str, ModelPlan]) -> None:
 
 
 def _dtype(dtype: str, device: str) -> str:
-    from clsight.extract import best_device, best_dtype
+    from clsight.extractor import best_device, best_dtype
 
     return best_dtype(best_device() if device == "auto" else device) if dtype == "auto" else dtype
 
@@ -270,10 +278,11 @@ def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -
 
 def _extract_and_score(
     folder: Path, plan: Plan, pending: dict[str, list[str]], device: str,
-    tokens_per_batch: int | None, progress: Progress,
+    tokens_per_batch: int | None, progress: Progress, clock: "Clock",
 ) -> None:
     """Extract the shards that are missing, and score each as soon as it is committed."""
-    from clsight.extract import best_device, extract
+    from clsight.extract import extract
+    from clsight.extractor import best_device
     from clsight.scores import score_shard
 
     jobs = [(model, name) for model, names in pending.items() for name in names]
@@ -289,12 +298,16 @@ def _extract_and_score(
     def batch_done(model: str, n: int) -> None:
         progress(model, n + ahead.pop(model, 0), n_documents)
 
+    def score(model: str, name: str) -> None:
+        with clock.stage("score"):
+            score_shard(folder, plan, model, name)
+
     with ThreadPoolExecutor(1) as scorer:
         committed = itertools.chain(
             (job for job in jobs if job in extracted),
-            extract(folder, plan, missing, device, tokens_per_batch, batch_done),
+            extract(folder, plan, missing, device, tokens_per_batch, batch_done, clock),
         )
-        for scored in [scorer.submit(score_shard, folder, plan, *job) for job in committed]:
+        for scored in [scorer.submit(score, *job) for job in committed]:
             scored.result()
 
 

@@ -37,13 +37,18 @@ class Prepacked(torch.nn.Module):
         return product
 
 
+def prepacked(linear: torch.nn.Linear) -> torch.nn.Module:
+    """The layer with prepacked weights, or as it is where that gains nothing."""
+    return Prepacked(linear) if _gains(linear.weight) else linear
+
+
 def prepack(layers: list[Any]) -> None:
-    """Replace the linear layers within encoder layers, where the processor gains from it."""
+    """Replace the linear layers within encoder layers."""
     for layer in layers:
         for module in list(layer.modules()):
             for name, child in module.named_children():
-                if type(child) is torch.nn.Linear and _gains(child.weight):
-                    setattr(module, name, Prepacked(child))
+                if type(child) is torch.nn.Linear:
+                    setattr(module, name, prepacked(child))
 
 
 def _gains(weight: Tensor) -> bool:
