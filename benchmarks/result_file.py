@@ -2,12 +2,18 @@
 
 import json
 import platform
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
 import clsight
+from clsight.clock import matrix_peak
+
+SHARED = Path(__file__).parents[2] / "shared"
+"""Real data and models beside the project."""
 
 
 def hardware():
@@ -15,6 +21,18 @@ def hardware():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     return {"cpu": cpu, "threads": torch.get_num_threads()}
+
+
+def peaks():
+    """What the hardware reaches now: matrix products in operations, copies in bytes a second."""
+    source = np.ones(1 << 26, dtype=np.float32)
+    target, copies = np.empty_like(source), []
+    for _ in range(3):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        copies.append(time.perf_counter() - started)
+    matrix = {f"matrix_{dtype}": matrix_peak(dtype) for dtype in ("bfloat16", "float32")}
+    return matrix | {"copy": source.nbytes / min(copies)}
 
 
 def finish(result, path):

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,21 +38,33 @@ class Clock:
     """
 
     detailed: bool = False
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    seconds: dict[str, float] = field(default_factory=dict)
     operations: float = 0
     """Floating-point operations of matrix products in forward passes (detailed clocks)."""
-    local: threading.local = field(default_factory=threading.local)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        """What threads need, and other processes do not get."""
+        self._local, self._lock = threading.local(), threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As the counts alone."""
+        return Clock, (self.detailed, self.seconds, self.operations)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the block's seconds as `name`, and not as the stage around it."""
-        outer = getattr(self.local, "stage", None)
+        outer = getattr(self._local, "stage", None)
         self._change(name)
         try:
             yield
         finally:
             self._change(outer)
+
+    def add(self, other: "Clock", share: float) -> None:
+        """Add a share of what another clock counted."""
+        self.operations += share * other.operations
+        for stage, took in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0) + share * took
 
     def count(self, operations: float) -> None:
         """Add floating-point operations."""
@@ -62,11 +73,12 @@ class Clock:
     def _change(self, name: str | None) -> None:
         if self.detailed and torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        now, before = time.perf_counter(), getattr(self.local, "stage", None)
+        now, before = time.perf_counter(), getattr(self._local, "stage", None)
         if before is not None:
-            with self.lock:
-                self.seconds[before] += now - self.local.since
-        self.local.stage, self.local.since = name, now
+            with self._lock:
+                took = now - self._local.since
+                self.seconds[before] = self.seconds.get(before, 0) + took
+        self._local.stage, self._local.since = name, now
 
 
     def table(self, wall: float) -> list[dict[str, Any]]:
@@ -81,7 +93,7 @@ class Clock:
 
     def achieved(self) -> float:
         """Operations per second while the device's thread computed (detailed clocks)."""
-        return self.operations / sum(self.seconds[stage] for stage in COMPUTING)
+        return self.operations / sum(self.seconds.get(stage, 0) for stage in COMPUTING)
 
 
 def matrix_peak(

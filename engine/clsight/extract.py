@@ -4,15 +4,21 @@ Imports torch, transformers, pyarrow and numpy alone, so that it runs on a bare 
 """
 
 import multiprocessing
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from clsight import shards
+import torch
+
+from clsight import memory, shards
 from clsight.clock import Clock
+from clsight.errors import ClsightError
 from clsight.extractor import Documents, Extractor, open_extractor
 from clsight.plan import Plan
 from clsight.results import Result
@@ -85,6 +91,88 @@ def extract(
         yield from (future.result() for future in written)
 
 
-def _processes(n: int) -> ProcessPoolExecutor:
+def _processes(n: int, **options: Any) -> ProcessPoolExecutor:
     """Processes started afresh: a fork would share the state of CUDA and of running threads."""
-    return ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), **options)
+
+
+def extract_on(
+    devices: list[str], run: Path, plan: Plan, jobs: list[tuple[str, str]],
+    tokens_per_batch: int | None, progress: Callable[[str, int], None], clock: Clock,
+) -> Iterator[tuple[str, str]]:
+    """`extract` on several devices, one process each; every n-th job goes to the same.
+
+    Where one fails, the others still commit their shards before its error is raised here.
+
+    Args:
+        devices: such as "cuda:0" and "cuda:1".
+        run: the run folder.
+        plan: its plan.
+        jobs: as for `extract`.
+        tokens_per_batch: as for `extract`.
+        progress: as for `extract`.
+        clock: gets the mean over devices.
+    """
+    try:
+        if len(devices) == 1:
+            yield from extract(run, plan, jobs, devices[0], tokens_per_batch, progress, clock,
+                               tokenisers_for(devices[0], 1))
+        else:
+            yield from _side_by_side(devices, run, plan, jobs, tokens_per_batch, progress, clock)
+    except BrokenProcessPool as error:
+        raise ClsightError("a process was ended from outside, most likely for want of memory; the "
+                           "same command resumes") from error
+
+
+def _side_by_side(
+    devices: list[str], run: Path, plan: Plan, jobs: list[tuple[str, str]],
+    tokens_per_batch: int | None, progress: Callable[[str, int], None], clock: Clock,
+) -> Iterator[tuple[str, str]]:
+    n, queue = len(devices), multiprocessing.get_context("spawn").Queue()
+    with _processes(n, initializer=_report_to, initargs=(queue,)) as pool:
+        parts = [pool.submit(_extract_part, run, plan, jobs[i::n], device, tokens_per_batch,
+                             clock.detailed, n)
+                 for i, device in enumerate(devices)]
+        for part in parts:
+            part.add_done_callback(lambda _: queue.put(None))
+        ended = 0
+        while ended < n:
+            match queue.get():
+                case None:
+                    ended += 1
+                case model, int(done):
+                    progress(model, done)
+                case job:
+                    yield job
+        for part in parts:
+            clock.add(part.result(), 1 / n)
+
+
+def tokenisers_for(device: str, n_devices: int) -> int:
+    """Processes that tokenise for a device; on the CPU a thread does it in passing."""
+    cores = os.cpu_count() or 1
+    return 0 if device == "cpu" else max(1, min(8, cores // (2 * n_devices)))
+
+
+_parent: Any = None
+"""Queue to the parent, in processes of `extract_on`."""
+
+
+def _report_to(queue: Any) -> None:
+    global _parent
+    _parent = queue
+
+
+def _extract_part(
+    run: Path, plan: Plan, jobs: list[tuple[str, str]], device: str,
+    tokens_per_batch: int | None, detailed: bool, n_devices: int,
+) -> Clock:
+    """The jobs of one device; what happens goes to the parent as it happens."""
+    memory.bound()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_devices))
+    clock = Clock(detailed)
+    for job in extract(run, plan, jobs, device, tokens_per_batch,
+                       lambda model, done: _parent.put((model, done)), clock,
+                       tokenisers_for(device, n_devices)):
+        _parent.put(job)
+    return clock

@@ -27,7 +27,7 @@ from clsight.batches import (
     tokenise_in_worker,
 )
 from clsight.clock import Clock
-from clsight.errors import ClsightError
+from clsight.errors import ClsightError, UsageError
 from clsight.models import IMPLEMENTATION, Classifier, load, local_folder, two_classes
 from clsight.plan import ModelPlan, Plan
 from clsight.prepacked import Prepacked
@@ -42,6 +42,19 @@ Progress = Callable[[int], None]
 def best_device() -> str:
     """CUDA where there is a card, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def devices(device: str) -> list[str]:
+    """Every card for "cuda" (for "auto" where there is one), else the CPU.
+
+    Raises:
+        UsageError: a card is asked for and there is none.
+    """
+    if (best_device() if device == "auto" else device) == "cpu":
+        return ["cpu"]
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA card here; leave the option out")
+    return [f"cuda:{card}" for card in range(torch.cuda.device_count())]
 
 
 def best_dtype(device: str) -> str:
@@ -115,7 +128,7 @@ class Extractor:
             return self
 
         def run(batch: Batch) -> None:
-            self.run(batch, documents)
+            self._fitting(batch, documents)
             if self.stream is not None:
                 torch.cuda.synchronize()
 
@@ -226,7 +239,7 @@ def open_extractor(
         wanted = Wanted(plan.models[name].layers, tables.piece_scores(plan.scores))
         ready = _checked(classifier)
     if clock.detailed:
-        _count_operations(ready, clock)
+        count_operations(ready, clock)
     return Extractor(
         name, plan.models[name], ready, wanted, plan.target, plan.dataset.text_pair is not None,
         dtype != torch.float32, clock, tokens_per_batch,
@@ -234,7 +247,7 @@ def open_extractor(
     )
 
 
-def _count_operations(classifier: Classifier, clock: Clock) -> None:
+def count_operations(classifier: Classifier, clock: Clock) -> None:
     """Let every linear layer count two operations a weight and row."""
     def count(layer: Any, _: Any, output: torch.Tensor) -> None:
         clock.count(2 * output.numel() * layer.in_features)

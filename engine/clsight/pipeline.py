@@ -252,9 +252,10 @@ def _refuse_unknown_target(target: str, models: dict[str, ModelPlan]) -> None:
 
 
 def _dtype(dtype: str, device: str) -> str:
-    from clsight.extractor import best_device, best_dtype
+    from clsight.extractor import best_dtype, devices
 
-    return best_dtype(best_device() if device == "auto" else device) if dtype == "auto" else dtype
+    kind, _, _ = devices(device)[0].partition(":")
+    return best_dtype(kind) if dtype == "auto" else dtype
 
 
 def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -> Plan:
@@ -281,15 +282,15 @@ def _extract_and_score(
     tokens_per_batch: int | None, progress: Progress, clock: "Clock",
 ) -> None:
     """Extract the shards that are missing, and score each as soon as it is committed."""
-    from clsight.extract import extract
-    from clsight.extractor import best_device
+    from clsight.extract import extract_on
+    from clsight.extractor import devices
     from clsight.scores import score_shard
 
     jobs = [(model, name) for model, names in pending.items() for name in names]
     extracted = {(m, name) for m in pending for name in shards.done(folder / m / "attention")}
     missing = [job for job in jobs if job not in extracted]
-    device = best_device() if device == "auto" else device
-    log.info("%d shards to extract in %s on %s", len(missing), plan.dtype, device)
+    chosen = devices(device)
+    log.info("%d shards to extract in %s on %s", len(missing), plan.dtype, ", ".join(chosen))
     n_rows = plan.n_rows or 0
     n_documents = n_rows - bad_documents(folder / "documents").num_rows
     ahead = {model: max(0, n_documents - min(n_rows, len(names) * plan.shard_size))
@@ -305,7 +306,7 @@ def _extract_and_score(
     with ThreadPoolExecutor(1) as scorer:
         committed = itertools.chain(
             (job for job in jobs if job in extracted),
-            extract(folder, plan, missing, device, tokens_per_batch, batch_done, clock),
+            extract_on(chosen, folder, plan, missing, tokens_per_batch, batch_done, clock),
         )
         for scored in [scorer.submit(score, *job) for job in committed]:
             scored.result()
