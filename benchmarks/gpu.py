@@ -228,7 +228,10 @@ def texts_of(tokenizer, n, words):
 def documents_of(run, texts, model):
     """A run folder with document shards, its plan, and its jobs."""
     plan = Plan(
-        dataset=DatasetPlan("made up", "text", "label", None, None, "int64", "int64", "", "error"),
+        dataset=DatasetPlan(
+            path="made up", sha256="", text="text", text_pair=None, label="label", id=None,
+            split=None, id_type="int64", label_type="int64", on_bad_row="error",
+        ),
         models={"bert": inspect("bert", str(model), "last", [0, 1])}, dtype="bfloat16",
         scores=("uniform", "contribution"), shard_size=4096, n_rows=len(texts),
     )

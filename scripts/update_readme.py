@@ -76,6 +76,33 @@ def benchmark():
     ])
 
 
+def extraction():
+    """Documents a second of every system, and how many times faster clsight in bfloat16 is."""
+    cases = json.loads((RESULTS / "extraction.json").read_text())
+    found = cases["cases"]
+    names = list(dict.fromkeys(name for case in found.values()
+                               for name in case["documents_per_second"]))
+    rows = []
+    for name in names:
+        cells = []
+        for case in found.values():
+            rate = case["documents_per_second"].get(name)
+            ratio = case["ratio"]["clsight bfloat16"].get(name)
+            times = f" ({ratio[0]:.2f})" if ratio else ""
+            cells.append(f"{rate[0]:,.0f}{times}" if rate else "–")
+        rows.append([name, *cells])
+    rows.append(["useful arithmetic / matrix peak, bfloat16", *(
+        f"{case['share_of_peak']['clsight bfloat16'][0]:.0%}" for case in found.values())])
+    first = next(iter(found.values()))
+    return "\n\n".join([
+        "Documents a second; in brackets how many times as fast `clsight bfloat16` is, the median "
+        "of rounds in which all systems take turns. Only the question's function, `attentions` "
+        "and clsight return attention.",
+        table(["system", *found], rows),
+        measured_on(cases | first),
+    ])
+
+
 def measured_on(result):
     """The hardware and versions that a result file names."""
     return (f"{result['cpu']}, {result['threads']} threads, torch {result['versions']['torch']}, "
@@ -197,7 +224,7 @@ def main():
     README.write_text(text)
 
 
-TABLES = {"families": families, "benchmark": benchmark}
+TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction}
 
 
 if __name__ == "__main__":

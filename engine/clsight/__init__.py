@@ -5,7 +5,7 @@
     models      a fine-tuned classifier, opened safely; families says what it looks like
     batches     texts -> pieces, tokenised once -> packed batches of similar length, no padding
     attention   [CLS] attention rows and scores of pieces; general does so for other families
-    extract     a shard: tokenise | forward | write, overlapped -> MODEL/attention
+    extract     shards: tokenise | forward | write, overlapped -> MODEL/attention
     scores      rows and pieces -> one number per word and score -> MODEL/scores
     profiles    what heads look at and how scores agree -> MODEL/heads, MODEL/agreement
     statistics  words that hold more of a score in errors than in comparable correct documents
