@@ -169,7 +169,7 @@ def tested_words(
 ) -> Iterator[pa.Table]:
     """`tables.tested_words` of a model, in blocks of bounded memory."""
     strata = _strata(connection, model)
-    connection.execute(_TESTED_MASS, {"model": model})
+    _tested_mass(connection, model)
     tested = connection.sql("FROM tested ORDER BY word").to_arrow_table()
     ends = np.cumsum(tested["n_documents"].to_numpy())
     first = 0
@@ -197,6 +197,10 @@ SELECT word, word_mass.* EXCLUDE (model, form)
 FROM word_mass JOIN tested USING (form) WHERE model = $model
 ORDER BY word, "row"
 """
+
+
+def _tested_mass(connection: duckdb.DuckDBPyConnection, model: str) -> None:
+    connection.execute(_TESTED_MASS, {"model": model})
 
 
 def _block(
