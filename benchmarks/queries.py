@@ -22,6 +22,7 @@ What was measured is kept in the folder, so that the same command goes on where 
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -178,7 +179,7 @@ def growth(sizes):
             name: round(answer["seconds"] / sizes[before][name]["seconds"], 2)
             for name, answer in sizes[after].items()
         }
-        for before, after in zip(ordered, ordered[1:], strict=False)
+        for before, after in itertools.pairwise(ordered)
     }
 
 
