@@ -21,9 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clsight import database, profiles, shards, tables, weights
+from clsight import database, profiles, shards, statistics, tables, weights
 from clsight.plan import DatasetPlan, ModelPlan, Plan
-from clsight.statistics import Options
 from clsight.words import segment
 
 TEXTS = Path(__file__).parents[2] / "shared" / "data" / "rotten_tomatoes" / "data.parquet"
@@ -192,32 +191,17 @@ def agreement(random, model, n):
     }).cast(tables.agreement())
 
 
-def seeded_words(connection, model, scores, options):
-    """Stands in for `database.tested_words`: the same forms, with a test of random numbers.
-
-    One word in 200 gets what a finding has; it is over-attended or neglected by its lift.
-    """
-    tested = connection.sql("FROM tested ORDER BY word").to_arrow_table()
-    n = len(scores) * len(tested)
-    random = np.random.default_rng([SEED, MODELS.index(model)])
-    found = random.random(n) < 0.005
-    z = random.normal(0, 1, n) + 8 * found
-    documents = np.tile(tested["n_documents"].to_numpy(), len(scores))
-    presence, intensity, mass = random.lognormal(0, 0.1, (3, n)) + found
-    yield pa.table({
-        "model": pa.repeat(model, n), "score": np.repeat(scores, len(tested)),
-        "form": pa.concat_arrays(tested["form"].chunks * len(scores)),
-        "n_documents": documents, "n_errors": random.binomial(documents, 0.15),
-        "mass_errors": mass * presence * intensity, "mass_correct": mass,
-        "mass_ratio": presence * intensity, "presence_ratio": presence,
-        "intensity_ratio": intensity, "lift": random.lognormal(0, 0.5, n),
-        "z": z, "p": np.exp(-np.maximum(z, 0) ** 2 / 2) / 2,
-        "consistency": 1 / (1 + np.exp(-2 * z)),
-    }).cast(tables.tested_words())
+def seeded_test(mass, strata, options):
+    """Stands in for `statistics.test_words`: random numbers, a strong z for one word in 200."""
+    shape = (len(mass.x), len(mass.offsets) - 1)
+    random = np.random.default_rng([SEED, int(mass.offsets[-1])])
+    z = random.normal(0, 1, shape) + 8 * (random.random(shape) < 0.005)
+    p = np.exp(-np.maximum(z, 0) ** 2 / 2) / 2
+    return statistics.Tested(z, p, 1 / (1 + np.exp(-2 * z)))
 
 
 def build(run, plan, tested):
-    """The run's database by the package's own code, its words tested or given seeded numbers."""
-    words = database.tested_words if tested else seeded_words
-    with mock.patch.object(database, "tested_words", words):
-        database.build(run, plan, Options())
+    """The run's database by the package's own code, with its test of words or a seeded one."""
+    test = statistics.test_words if tested else seeded_test
+    with mock.patch.object(statistics, "test_words", test):
+        database.build(run, plan, statistics.Options())

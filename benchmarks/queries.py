@@ -11,8 +11,9 @@ document and for an aggregate. `growth` is the ratio of medians of one size and 
 beside that of the word rows. `floor` reads and counts the columns that the hardest questions read,
 and asks nothing of them; `nothing` reads nothing, so that its memory is that of the libraries.
 
-`build` is the whole of `database.build`, and its parts. Above 10 million word rows testing words
-takes longer than all else here together, so the larger runs get the same words with seeded numbers.
+`build` is the whole of `database.build`, and its parts. Above 10 million word rows the permutations
+and the bootstrap (`test_words`) take longer than all else here together: there z, p and consistency
+are seeded random numbers, and all else is as in every run.
 
 What was measured is kept in the folder, so that the same command goes on where it was stopped;
 --again NAME … measures these questions anew. Nothing else should run.
@@ -33,6 +34,8 @@ from pathlib import Path
 from unittest import mock
 
 MEMORY, THREADS = "4GB", 2
+LONG = 10
+"""Seconds after which a question gets no further round."""
 TESTED_UP_TO = 10_000_000
 SUMS, ROWS = 2, 20
 """Targets in seconds for 100 million word rows: from sums, and where rows must be read."""
@@ -117,10 +120,14 @@ def build(run, tested):
     with (
         mock.patch.object(database, "_strata", timed("strata", database._strata)),
         mock.patch.object(database, "_tested_mass", timed("tested_mass", database._tested_mass)),
+        mock.patch.object(database, "_block", timed("blocks", database._block)),
         mock.patch.object(tests, "test_words", timed("test_words", tests.test_words)),
     ):
         timed("all", build)(Path(run), plan.load(Path(run)), tested)
-    return {"seconds": seconds.pop("all"), "parts": seconds, "tested": tested}
+    # Blocks are described and tested; what is left of them is reading.
+    seconds["blocks"] -= seconds.get("test_words", 0)
+    rounded = {name: round(value, 3) for name, value in seconds.items()}
+    return {"seconds": rounded.pop("all"), "parts": rounded, "tested": tested}
 
 
 def in_child(function, *arguments):
@@ -140,8 +147,8 @@ def measured(kind, target, rounds):
     seconds = [r["seconds"] for r in rounds]
     return {
         "kind": kind, "target_s": target, "seconds": round(statistics.median(seconds), 4),
-        "range": [round(min(seconds), 4), round(max(seconds), 4)], "rows": rounds[0]["rows"],
-        "peak_mib": max(r["peak_mib"] for r in rounds),
+        "range": [round(min(seconds), 4), round(max(seconds), 4)], "rounds": len(rounds),
+        "rows": rounds[0]["rows"], "peak_mib": max(r["peak_mib"] for r in rounds),
     }
 
 
@@ -166,7 +173,9 @@ def measure(folder, n_words, n_rounds, again):
     missing = [name for name in asked if name not in known or name in again]
     for name in missing:
         kind, target, question, parameters = asked[name]
-        rounds = [in_child(ask, str(run), question, parameters) for _ in range(n_rounds)]
+        rounds = []
+        while len(rounds) < n_rounds and sum(r["seconds"] for r in rounds) < LONG:
+            rounds.append(in_child(ask, str(run), question, parameters))
         keep(name, measured(kind, target, rounds))
     return {name: known[name] for name in ("build", *asked)}
 
@@ -206,7 +215,7 @@ def main():
                  for n in arguments.rows}
     finish({
         "benchmark": "queries", "hardware": hardware() | {"threads": THREADS},
-        "memory_limit": MEMORY, "rounds": arguments.rounds, "tested_up_to": TESTED_UP_TO,
+        "memory_limit": MEMORY, "tested_up_to": TESTED_UP_TO,
         "word_rows": {str(n): answers for n, answers in sizes.items()}, "growth": growth(sizes),
     }, arguments.output)
 
