@@ -20,7 +20,7 @@ FILE = "clsight.duckdb"
 PAIRS_PER_BLOCK = 250_000
 """(document, word) pairs in memory at a time while words are tested; 64 bytes a pair."""
 WORDS_PER_PART = 5_000_000
-"""Words of the documents whose masses are worked out at a time: 0.2 GB, without spilling."""
+"""Words of the documents whose masses are worked out at a time, within `MEMORY_LIMIT`."""
 MEMORY_LIMIT = "256MB"
 """For DuckDB while it builds a run; beyond it, DuckDB uses the disk."""
 
