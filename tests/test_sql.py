@@ -1,8 +1,19 @@
 """The SQL is part of the product: headers, stable columns, every query runs."""
 
+import itertools
+import shutil
+from collections import Counter
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from clsight import database
+import clsight
+from clsight import database, shards
+from clsight.statistics import Options
+from reference import statistic
 
 STABLE = {
     "documents": "document_id row text label n_words",
@@ -75,3 +86,149 @@ def test_over_attended_and_neglected_are_told_apart_by_lift(small_run):
         got = small_run.sql(relation).select("model", "score", "form").rows()
         expected = passed.filter((passed["lift"] - 1) * sign > 0)
         assert sorted(got) == sorted(expected.select("model", "score", "form").rows())
+
+
+@pytest.fixture(scope="module")
+def answers(small_run):
+    """(model, row) -> what the shards hold of a document, its lists as Python lists."""
+    found = {}
+    for name in small_run.plan.shard_names():
+        documents = {row["row"]: row for row in read(small_run.folder / "documents" / name)}
+        for model, made in itertools.product(small_run.plan.models, ("attention", "scores")):
+            for row in read(small_run.folder / model / made / name):
+                entry = found.setdefault((model, row["row"]), dict(documents[row["row"]]))
+                # attention has a contribution as well, by pieces.
+                entry |= row if made == "scores" else {
+                    key: row[key] for key in ("predicted", "confidence", "n_pieces", "truncated")}
+    return found
+
+
+def read(path):
+    return pq.read_table(path).to_pylist()
+
+
+def wrong(answers, model):
+    """A model's errors."""
+    return [entry for (of, _), entry in answers.items()
+            if of == model and entry["predicted"] != entry["label"]]
+
+
+def share(entry, score, form):
+    """What a form takes of a score's positive parts."""
+    positive = [max(x, 0) for x in entry[score]]
+    own = sum(x for x, word in zip(positive, entry["form"], strict=True) if word == form)
+    return own / sum(positive) if sum(positive) else 0
+
+
+def top_words(entry, n, distinct):
+    ranked = [word for _, word in
+              sorted(zip(entry["contribution"], entry["form"], strict=True), reverse=True)]
+    return (list(dict.fromkeys(ranked)) if distinct else ranked)[:n]
+
+
+def test_errors_are_the_most_confident_ones_with_their_top_words(small_run, answers):
+    got = small_run.sql("errors", limit=7)
+    for model in ("bert", "roberta"):
+        worst = sorted(wrong(answers, model),
+                       key=lambda entry: (-entry["confidence"], entry["document_id"]))[:7]
+        rows = got.filter(model=model).rows(named=True)
+        assert len(rows) == 7
+        for row, entry in zip(rows, worst, strict=True):
+            assert [row[key] for key in ("document_id", "label", "predicted", "text")] == [
+                entry[key] for key in ("document_id", "label", "predicted", "text")]
+            assert row["confidence"] == pytest.approx(entry["confidence"], abs=6e-4)
+            assert row["top_words"] == top_words(entry, 5, distinct=False)
+    assert small_run.sql("errors", model="bert", limit=7).equals(got.filter(model="bert"))
+
+
+@pytest.mark.parametrize("form", ["the", "and", "."])
+def test_examples_are_the_errors_in_which_the_word_has_the_largest_share(small_run, answers, form):
+    got = small_run.sql("examples", form=form, limit=9)
+    assert len(got)
+    for model in ("bert", "roberta"):
+        holding = [entry for entry in wrong(answers, model) if form in entry["form"]]
+        expected = sorted(holding, key=lambda entry: (-share(entry, "contribution", form),
+                                                      entry["document_id"]))[:9]
+        rows = got.filter(model=model).rows(named=True)
+        assert [row["document_id"] for row in rows] == [e["document_id"] for e in expected]
+        for row, entry in zip(rows, expected, strict=True):
+            for score in ("contribution", "uniform"):
+                assert row[f"{score}_share"] == pytest.approx(share(entry, score, form), abs=6e-4)
+            assert row["text"] == entry["text"]
+
+
+def test_disagreements_have_each_models_answer_and_distinct_top_words(small_run, answers):
+    got = {row["document_id"]: row for row in small_run.sql("disagreements").rows(named=True)}
+    rows = {row for _, row in answers}
+    differing = [row for row in rows
+                 if len({answers[m, row]["predicted"] for m in ("bert", "roberta")}) == 2]
+    assert sorted(got) == sorted(answers["bert", row]["document_id"] for row in differing)
+    for row in differing:
+        for model in ("bert", "roberta"):
+            entry = answers[model, row]
+            shown = got[entry["document_id"]]
+            assert shown["text"] == entry["text"]
+            assert shown[f"{model}_predicted"] == entry["predicted"]
+            assert shown[f"{model}_confidence"] == entry["confidence"]
+            assert shown[f"{model}_top_words"] == top_words(entry, 5, distinct=True)
+
+
+def test_model_summary_is_that_of_the_shards(small_run, answers):
+    for row in small_run.sql("model_summary").rows(named=True):
+        own = [entry for (model, _), entry in answers.items() if model == row["model"]]
+        errors = wrong(answers, row["model"])
+        assert (row["n_documents"], row["n_errors"]) == (len(own), len(errors))
+        assert row["n_truncated"] == sum(entry["truncated"] for entry in own)
+        for name, value in {
+            "accuracy": 1 - len(errors) / len(own),
+            "mean_confidence": np.mean([entry["confidence"] for entry in own]),
+            "mean_confidence_errors": np.mean([entry["confidence"] for entry in errors]),
+            "mean_pieces": np.mean([entry["n_pieces"] for entry in own]),
+        }.items():
+            assert row[name] == pytest.approx(value, rel=1e-12)
+
+
+def test_words_are_tested_on_the_masses_of_all_parts(small_run, answers, tmp_path, monkeypatch):
+    """Many parts and many blocks; effect sizes and z against plain sums over documents."""
+    monkeypatch.setattr(database, "WORDS_PER_PART", 1000)
+    monkeypatch.setattr(database, "PAIRS_PER_BLOCK", 300)
+    folder = tmp_path / "run"
+    shutil.copytree(small_run.folder, folder)
+    options = Options(min_documents=30, permutations=10, bootstrap=10)
+    database.build(folder, small_run.plan, options)
+    made = clsight.open(folder)
+    holding = Counter(form for (model, _), entry in answers.items() if model == "bert"
+                      for form in set(entry["form"]))
+    tested = made.sql("word_statistics").filter(model="bert", score="contribution")
+    assert set(tested["form"]) == {form for form, n in holding.items() if n >= 30}
+    strata = made.sql("strata").filter(model="bert").sort("row")
+    by_reference = [strata.filter(reference=name)["stratum"].to_numpy()
+                    for name in ("predicted", "label")]
+    own = [answers["bert", row] for row in strata.filter(reference="label")["row"]]
+    error = np.array([entry["predicted"] != entry["label"] for entry in own])
+    for row in tested.rows(named=True):
+        x = np.array([share(entry, "contribution", row["form"]) for entry in own])
+        assert row["n_documents"] == holding[row["form"]]
+        assert row["mass_errors"] == pytest.approx(x[error].mean(), rel=1e-6)
+        assert row["mass_correct"] == pytest.approx(x[~error].mean(), rel=1e-6)
+        z = [t / np.sqrt(v) for t, v in
+             (statistic(x, error, stratum) for stratum in by_reference)]
+        assert row["z"] == pytest.approx(min(z), abs=1e-5)
+
+
+def test_mass_adds_up_occurrences_and_is_0_where_no_score_is_positive(tmp_path):
+    shards.write(pa.table({"row": [0, 1], "form": [["a", "b", "a", "c"], ["a"]]}),
+                 tmp_path / "documents" / "00000.parquet")
+    scores = {"uniform": [[0.1, 0.2, 0.3, 0.0], [0.5]],
+              "contribution": [[1.0, -2.0, 2.0, 1.0], [-1.0]]}
+    shards.write(pa.table({"model": ["m", "m"], "row": [0, 1]} | scores),
+                 tmp_path / "m" / "scores" / "00000.parquet")
+    connection = duckdb.connect(config={"file_search_path": str(tmp_path)})
+    connection.execute(database.sql_files("views")["word_mass"])
+    got = connection.sql('FROM word_mass ORDER BY "row", form').to_arrow_table().to_pylist()
+    assert [list(row.values())[1:] for row in got] == [
+        [0, "a", 4, 2, pytest.approx(0.4 / 0.6), 0.75],
+        [0, "b", 4, 1, pytest.approx(0.2 / 0.6), 0],
+        [0, "c", 4, 1, 0, 0.25],
+        [1, "a", 1, 1, 1, 0],
+    ]

@@ -135,6 +135,15 @@ def agreement() -> pa.Schema:
     )
 
 
+def outcomes() -> pa.Schema:
+    """One row per model and outcome: sums over its documents; see `model_summary`."""
+    whole, real = pa.int64(), pa.float64()
+    return pa.schema(
+        {"model": pa.string(), "correct": pa.bool_(), "n": whole, "confidence": real}
+        | {"pieces": whole, "truncated": whole}
+    )
+
+
 def tested_words() -> pa.Schema:
     """One row per model, score and tested word: effect sizes and test; see `word_statistics`."""
     whole, real = pa.int64(), pa.float64()

@@ -3,15 +3,44 @@
 -- Parameter: form             the word, case-folded
 -- Parameter: model = (all)    a model's name
 -- Parameter: limit = 20       number of documents per model
+WITH error AS (
+    SELECT model, "row", document_id, label, predicted, confidence
+    FROM predictions
+    WHERE NOT correct AND ($model = '(all)' OR model = $model)
+),
+word AS (
+    SELECT
+        s.model, s."row",
+        unnest(form) AS form,
+        greatest(unnest(contribution), 0) AS contribution,
+        greatest(unnest(uniform), 0) AS uniform
+    FROM read_parquet('*/scores/*.parquet') AS s
+    JOIN (
+        SELECT "row", form FROM read_parquet('documents/*.parquet') WHERE list_contains(form, $form)
+    ) USING ("row")
+    SEMI JOIN error USING (model, "row")
+),
+share AS (
+    -- As in word_mass, but of this word alone.
+    SELECT
+        model, "row",
+        coalesce(sum(contribution) FILTER (form = $form) / nullif(sum(contribution), 0), 0)
+            AS contribution_share,
+        coalesce(sum(uniform) FILTER (form = $form) / nullif(sum(uniform), 0), 0) AS uniform_share
+    FROM word
+    GROUP BY model, "row"
+),
+strongest AS (
+    -- Texts are read for these documents alone.
+    FROM error JOIN share USING (model, "row")
+    QUALIFY row_number() OVER (
+        PARTITION BY model ORDER BY contribution_share DESC, document_id
+    ) <= $limit::INTEGER
+)
 SELECT
-    model, document_id, p.label, predicted, round(confidence, 3) AS confidence,
-    round(m.contribution, 3) AS contribution_share,
-    round(m.uniform, 3) AS uniform_share,
+    model, e.document_id, e.label, predicted, round(confidence, 3) AS confidence,
+    round(e.contribution_share, 3) AS contribution_share,
+    round(e.uniform_share, 3) AS uniform_share,
     concat_ws(' | ', text, text_pair) AS text
-FROM word_mass AS m
-JOIN predictions AS p USING (model, "row")
-JOIN documents AS d USING (document_id, "row")
-WHERE form = $form AND NOT correct AND ($model = '(all)' OR model = $model)
-QUALIFY row_number() OVER (PARTITION BY model ORDER BY m.contribution DESC, document_id)
-    <= $limit::INTEGER
-ORDER BY model, m.contribution DESC, document_id;
+FROM strongest AS e JOIN documents AS d USING ("row")
+ORDER BY model, e.contribution_share DESC, e.document_id;

@@ -1,7 +1,8 @@
 -- What:    how each model does, and how much its errors can tell.
 -- One row: model.
 -- Caveat:  note says plainly when there is too little data to find anything.
--- Source:  predictions, word_statistics, over_attended, neglected, run_parameters.
+-- Source:  outcomes, which clsight sums up from predictions when it makes the database;
+--          word_statistics, over_attended, neglected, run_parameters.
 CREATE OR REPLACE VIEW model_summary AS
 WITH tested AS (
     SELECT model, count(DISTINCT form) AS n_words_tested FROM word_statistics GROUP BY model
@@ -15,14 +16,14 @@ missed AS (
 outcome AS (
     SELECT
         model,
-        count(*) AS n_documents,
-        count(*) FILTER (WHERE NOT correct) AS n_errors,
-        avg(correct::INTEGER) AS accuracy,
-        avg(confidence) AS mean_confidence,
-        avg(confidence) FILTER (WHERE NOT correct) AS mean_confidence_errors,
-        avg(n_pieces) AS mean_pieces,
-        count(*) FILTER (WHERE truncated) AS n_truncated
-    FROM predictions
+        sum(n)::BIGINT AS n_documents,
+        coalesce(sum(n) FILTER (NOT correct), 0)::BIGINT AS n_errors,
+        (n_documents - n_errors) / n_documents AS accuracy,
+        sum(confidence) / n_documents AS mean_confidence,
+        sum(confidence) FILTER (NOT correct) / n_errors AS mean_confidence_errors,
+        sum(pieces) / n_documents AS mean_pieces,
+        sum(truncated)::BIGINT AS n_truncated
+    FROM outcomes
     GROUP BY model
 )
 SELECT
