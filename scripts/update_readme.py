@@ -103,6 +103,27 @@ def extraction():
     ])
 
 
+def queries():
+    """Seconds of each named query and relation by size, and its peak memory."""
+    result = json.loads((RESULTS / "queries.json").read_text())
+    sizes = result["word_rows"]
+    largest = sizes[max(sizes, key=int)]
+    rows = []
+    for name, one in largest.items():
+        if one.get("kind") in ("query", "relation"):
+            seconds = [sizes[size][name]["seconds"] for size in sizes]
+            asked, _, how = name.replace(" (", ", ").rstrip(")").partition(", ")
+            rows.append([f"`{asked}`{', ' if how else ''}{how}",
+                         *(f"{took:.2g}" for took in seconds),
+                         f"{one['peak_mib']:,.0f}", f"{one['target_s']}"])
+    return "\n\n".join([
+        f"Seconds and peak MiB (limit {result['memory_limit']}, with the disk) in a process of its "
+        "own each, for runs of two models and so many word rows:",
+        table(["query", *(f"{int(size):,}" for size in sizes), "MiB", "target, s"], rows),
+        measured_on(result | result["hardware"]),
+    ])
+
+
 def measured_on(result):
     """The hardware and versions that a result file names."""
     return (f"{result['cpu']}, {result['threads']} threads, torch {result['versions']['torch']}, "
@@ -224,7 +245,8 @@ def main():
     README.write_text(text)
 
 
-TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction}
+TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction,
+          "queries": queries}
 
 
 if __name__ == "__main__":
