@@ -50,7 +50,7 @@ def write_heads(
         attention: rows of `tables.attention`.
         forms: [words] spellings.
         correct: [n] the prediction is the gold label.
-        weights: [n, 2, heads] `classifier` and `projected` weights, of the last layer.
+        weights: [2, n, heads] `classifier` and `projected` weights, of the last layer.
         layers: which layers' rows are stored.
     """
     n_heads = weights.shape[2]
@@ -64,7 +64,7 @@ def write_heads(
     counts = np.bincount(correct, minlength=2)[index[0]]
     weight = np.full((2, *sums.shape[:3]), np.nan)
     for outcome in range(2):
-        weight[:, outcome, -1] = weights[correct == outcome].sum(0)
+        weight[:, outcome, -1] = weights[:, correct == outcome].sum(1)
     columns = {"correct": index[0].astype(bool), "layer": np.array(layers)[index[1]],
                "head": index[2], "n_documents": counts}
     columns |= {name: sums[..., i].ravel() for i, name in enumerate(PROFILE)}
