@@ -109,11 +109,10 @@ def test_benjamini_hochberg_in_sql_is_scipys():
 
 
 def test_bootstrap_weights_are_poisson_and_independent():
-    keys = statistics._keys(np.arange(400), 0)
-    weights = np.empty((400, 500))
-    for key, row in zip(keys, weights, strict=True):
-        statistics._weights(key, row)
-    counts = np.bincount(weights.astype(int).ravel(), minlength=6)[:6]
+    weights = np.empty((400, 500), dtype=np.uint8)
+    keys = statistics._keys(0, 0, 500)
+    statistics._weigh(np.arange(400, dtype=np.uint32), np.ones(400, bool), keys, weights, 0, 400)
+    counts = np.bincount(weights.ravel(), minlength=6)[:6]
     expected = scipy.stats.poisson.pmf(np.arange(6), 1) * weights.size
     assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-4
     correlation = np.corrcoef(weights)[np.triu_indices(400, 1)]
