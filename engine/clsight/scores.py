@@ -5,8 +5,8 @@
     projected     the same with W_o
     norm, contribution, rollout, relevance, conservative: made for each piece by `attention`
 
-A word's score is the sum over its pieces, or its parts of them (`pieces`), in float64. So words keep
-the mass of all pieces but the special ones.
+A word's score is the sum, in float64, over its pieces or its parts of them (see `pieces`). So words
+keep the mass of all pieces but the special ones.
 """
 
 from dataclasses import dataclass

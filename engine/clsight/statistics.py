@@ -182,8 +182,9 @@ def _permuted(
     n, k = strata.counts()[reference]
     in_threads(partial(_permute_on, *given, rows, stratum, n, k, keys, limits.shape[1], *state),
                cuts)
-    return np.where(stopped > 0, EXCEEDANCES / np.maximum(stopped, 1),
-                    (reached + 1) / (permutations + 1))
+    p: Floats = np.where(stopped > 0, EXCEEDANCES / np.maximum(stopped, 1),
+                         (reached + 1) / (permutations + 1))
+    return p
 
 
 def _consistency(
