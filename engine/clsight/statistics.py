@@ -182,9 +182,8 @@ def _permuted(
     n, k = strata.counts()[reference]
     in_threads(partial(_permute_on, *given, rows, stratum, n, k, keys, limits.shape[1], *state),
                cuts)
-    p: Floats = np.where(stopped > 0, EXCEEDANCES / np.maximum(stopped, 1),
-                         (reached + 1) / (permutations + 1))
-    return p
+    return np.where(stopped > 0, EXCEEDANCES / np.maximum(stopped, 1),
+                    (reached + 1) / (permutations + 1))
 
 
 def _consistency(
@@ -203,7 +202,8 @@ def _consistency(
         rates = replicates.rates[:, :, first : first + size].copy()
         in_threads(partial(_resample, mass.offsets, mass.document, mass.x, strata.stratum,
                            strata.error, weight, rates, positive), even_cuts(mass.offsets))
-    return positive / n_resamples
+    share: Floats = positive / n_resamples
+    return share
 
 
 def describe(mass: Mass, strata: Strata, lift_factor: Floats) -> dict[str, npt.NDArray[Any]]:
