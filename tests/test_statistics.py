@@ -109,10 +109,11 @@ def test_benjamini_hochberg_in_sql_is_scipys():
 
 
 def test_bootstrap_weights_are_poisson_and_independent():
-    weights = np.empty((400, 500), dtype=np.uint8)
+    weights = np.empty((400, 500), dtype=np.float32)
     keys = statistics._keys(0, 0, 500)
-    statistics._weigh(np.arange(400, dtype=np.uint32), np.ones(400, bool), keys, weights, 0, 400)
-    counts = np.bincount(weights.ravel(), minlength=6)[:6]
+    for row in range(400):
+        statistics._weights(np.uint32(row), keys, weights[row])
+    counts = np.bincount(weights.astype(int).ravel(), minlength=6)[:6]
     expected = scipy.stats.poisson.pmf(np.arange(6), 1) * weights.size
     assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-4
     correlation = np.corrcoef(weights)[np.triu_indices(400, 1)]
