@@ -66,7 +66,7 @@ def of_document(rng, pieces, words, head_weights):
     return row, by_character(pieces, np.array(values), words)
 
 
-def test_scores_are_those_of_numpy():
+def test_scores_are_those_of_numpy_however_many_threads(monkeypatch):
     rng = np.random.default_rng(3)
     head_weights = rng.random((3, 4, 4, MODEL.n_heads))
     documents = [random_document(rng) for _ in range(200)]
@@ -78,8 +78,10 @@ def test_scores_are_those_of_numpy():
     bounds = np.array([word for _, words in documents for word in words], dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(words) for _, words in documents])])
     words = Words(offsets.astype(np.int32), bounds[:, 0], bounds[:, 1])
-    got = word_scores(table, NAMES, MODEL, head_weights, words)
-    np.testing.assert_allclose(got, np.concatenate(expected, axis=1), atol=1e-5)
+    for cores in (1, 2, 3):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        got = word_scores(table, NAMES, MODEL, head_weights, words)
+        np.testing.assert_allclose(got, np.concatenate(expected, axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["bert", "roberta"])

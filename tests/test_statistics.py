@@ -109,16 +109,67 @@ def test_benjamini_hochberg_in_sql_is_scipys():
 
 
 def test_bootstrap_weights_are_poisson_and_independent():
-    keys = statistics._keys(np.arange(400), 0)
-    weights = np.empty((400, 500))
-    for key, row in zip(keys, weights, strict=True):
-        statistics._weights(key, row)
+    weights = np.empty((400, 500), dtype=np.float32)
+    keys = statistics._keys(0, 0, 500)
+    for row in range(400):
+        statistics._weights(np.uint32(row), keys, weights[row])
     counts = np.bincount(weights.astype(int).ravel(), minlength=6)[:6]
     expected = scipy.stats.poisson.pmf(np.arange(6), 1) * weights.size
     assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-4
     correlation = np.corrcoef(weights)[np.triu_indices(400, 1)]
     assert np.abs(correlation).max() < 0.3
     assert np.abs(correlation.std() - 1 / math.sqrt(500)) < 0.005
+
+
+def test_every_shared_permutation_keeps_the_errors_of_each_stratum():
+    _, strata = random_case(n=700, words=2)
+    options = Options(permutations=256, bootstrap=1)
+    replicates = statistics._replicates(strata, options)
+    n, k = strata.counts().transpose(1, 0, 2).astype(int)
+    held, rows = np.ones(700, bool), strata.rows.astype(np.uint32)
+    for reference, stratum in enumerate(strata.stratum):
+        drawn = np.zeros((700, 4), dtype=np.uint64)
+        statistics._draw(rows, stratum, held, replicates.permutation_keys,
+                         replicates.limits[reference], 0, drawn, 0, 700)
+        bits = np.unpackbits(drawn.view(np.uint8), axis=1, bitorder="little")
+        inside = stratum == np.arange(len(n[reference]))[:, None]
+        np.testing.assert_array_equal(inside.astype(int) @ bits,
+                                      np.repeat(k[reference][:, None], 256, axis=1))
+        # A document is an error as often as its stratum has errors, and pairs hypergeometrically.
+        rate = (k / n)[reference][stratum]
+        assert np.abs(bits.mean(1) - rate).max() < 5 * np.sqrt(0.25 / 256)
+        first = np.flatnonzero(inside[0])
+        both = (bits[first].astype(float) @ bits[first].T / 256)[np.triu_indices(len(first), 1)]
+        size, errors = n[reference][0], k[reference][0]
+        assert both.mean() == pytest.approx(
+            errors * (errors - 1) / size / (size - 1), rel=1e-9)
+        assert both.std() == pytest.approx(
+            math.sqrt(both.mean() * (1 - both.mean()) / 256), rel=0.1)
+
+
+def test_strata_of_errors_alone_and_without_errors_do_not_move():
+    stratum = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
+    error = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0], dtype=bool)
+    x = np.array([0.5, 0, 0.25, 0.8, 0.1, 0.2, 0.3, 0.9, 0.4])
+    strata = Strata(np.arange(9), np.stack([stratum, stratum]), error)
+    for permutations in (1000, 20_000):  # shared ones, and a word's own
+        got = test_words(sparse(x[None, None]), strata,
+                         Options(permutations=permutations, bootstrap=10))
+        assert got.p[0, 0] == pytest.approx(1 / 4, rel=0.5)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_threads_and_blocks_of_words_change_no_number(cores, monkeypatch):
+    dense, strata = random_case(n=500, words=9, seed=5)
+    options = Options(bootstrap=100, permutations=3000)
+    whole = test_words(sparse(dense), strata, options)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    order = np.array([4, 8, 0, 2, 7, 1, 3, 6, 5])
+    parts = [test_words(sparse(dense[:, own]), Strata(strata.rows, strata.stratum, strata.error),
+                        options) for own in (order[:2], order[2:])]
+    for field in ("z", "p", "consistency"):
+        got = np.concatenate([getattr(part, field) for part in parts], axis=1)
+        np.testing.assert_array_equal(got, getattr(whole, field)[:, order])
 
 
 def test_consistency_is_the_share_of_resamples_in_which_both_statistics_are_positive():

@@ -5,9 +5,8 @@
     projected     the same with W_o
     norm, contribution, rollout, relevance, conservative: made for each piece by `attention`
 
-A word's score is the sum over its pieces. A piece that spans several words (one piece for `."`) is
-divided among them by the characters they have in it; one that lies in no word (white space) goes to
-the word that follows, or to the last. So words keep the mass of all pieces but the special ones.
+A word's score is the sum, in float64, over its pieces or its parts of them (see `pieces`). So words
+keep the mass of all pieces but the special ones.
 """
 
 from dataclasses import dataclass
@@ -21,11 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clsight import profiles, shards, tables, weights
-from clsight.kernels import inlined, kernel
+from clsight.kernels import even_cuts, in_threads, inlined, kernel
+from clsight.pieces import words_of_pieces
 from clsight.plan import ModelPlan, Plan
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
+
+
+LANES = 8
+"""Pieces that are weighed at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def _profile(
                            words.offsets, words.start, words.end)
     forms = pc.list_flatten(documents["form"]).combine_chunks()
     correct = pc.equal(attention["predicted"], documents["label"]).to_numpy()
-    of_documents = _of_documents(head_weights[1:], attention, plan.labels)
+    of_documents = head_weights[1:, *_compared(attention, plan.labels)]
     profiles.write_heads(run / model / "heads" / name, model, lists, attention, forms, correct,
                          of_documents, plan.layers)
 
@@ -96,92 +100,115 @@ def word_scores(
     layers = [tables.score_layer(names[i]) for i in from_rows]
     places = [model.layers.index(model.layers[-1] if layer is None else layer) for layer in layers]
     weightings = [weights.WEIGHTINGS.index(tables.base(names[i])) for i in from_rows]
-    chosen = _of_documents(head_weights[weightings], attention, model.labels)
+    target, other = _compared(attention, model.labels)
     piece_offsets, piece_start = _lists(attention["start"])
     row_offsets, rows = _lists(attention["attention"])
     pieces = [_lists(attention[names[i]])[1] for i in from_pieces]
-    scores = np.zeros((len(names), len(words.start)), dtype=np.float64)
-    _score(
+    scores = np.empty((len(names), len(words.start)), dtype=np.float32)
+    given = (
         piece_offsets, piece_start, _lists(attention["end"])[1], row_offsets, rows,
-        np.array(places, dtype=np.int64), chosen, np.array(from_rows, dtype=np.int64),
+        np.array(places, dtype=np.int64), head_weights[weightings], target, other,
         np.array(pieces, dtype=np.float32).reshape(len(pieces), len(piece_start)),
-        np.array(from_pieces, dtype=np.int64), words.offsets, words.start, words.end, scores,
+        words.offsets, words.start, words.end, np.array(from_rows, dtype=np.int64),
+        np.array(from_pieces, dtype=np.int64),
     )
-    return scores.astype(np.float32)
+    in_threads(lambda first, last: _score(*given, first, last, scores), even_cuts(piece_offsets))
+    return scores
 
 
-def _of_documents(
-    head_weights: npt.NDArray[np.float64], attention: pa.Table, labels: tuple[int | str, ...]
-) -> npt.NDArray[np.float64]:
-    """[documents, weighting, head] weights of each document's target against its best other."""
+def _compared(
+    attention: pa.Table, labels: tuple[int | str, ...]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Each document's target and the best class but it, as indices into `labels`."""
     logits = _lists(attention["logits"])[1].reshape(-1, len(labels))
     known = pa.array(labels, attention.schema.field("target").type)
-    target = pc.index_in(attention["target"], known).to_numpy()
+    target = pc.index_in(attention["target"], known).to_numpy().astype(np.int64)
     others = np.where(target[:, None] == np.arange(len(labels)), -np.inf, logits)
-    chosen = head_weights[:, target, others.argmax(1)]
-    return np.ascontiguousarray(chosen.transpose(1, 0, 2))
+    return target, others.argmax(1)
 
 
 @kernel
 def _score(  # type: ignore[no-untyped-def]
-    piece_offsets, piece_start, piece_end, row_offsets, rows, layers, head_weights, from_rows,
-    pieces, from_pieces, word_offsets, word_start, word_end, scores,
+    piece_offsets, piece_start, piece_end, row_offsets, rows, layers, head_weights, target, other,
+    pieces, word_offsets, word_start, word_end, from_rows, from_pieces, first, last, scores,
 ):
-    """Add each piece's scores to its words: one pass over the rows for all weightings.
+    """Scores [score, words] of the documents first:last: one pass over the rows for all weightings.
 
-    scores[from_rows[i]] is the i-th weighting of heads, over the rows of the stored layer
-    layers[i]; scores[from_pieces[i]] the sum of pieces[i].
+    scores[from_rows[i]] is the i-th weighting [class, runner-up, head] of heads, over the rows of
+    the stored layer layers[i]; scores[from_pieces[i]] the sum of pieces[i].
     """
-    n_weightings, n_heads = head_weights.shape[1:]
-    for document in range(len(piece_offsets) - 1):
-        first, last = piece_offsets[document], piece_offsets[document + 1]
-        n_pieces = last - first
-        row = row_offsets[document]
-        first_word, last_word = word_offsets[document], word_offsets[document + 1]
-        if first_word == last_word:
+    n_heads = head_weights.shape[-1]
+    longest = 1
+    for i in range(first, last):
+        longest = max(longest, piece_offsets[i + 1] - piece_offsets[i],
+                      word_offsets[i + 1] - word_offsets[i])
+    alone, piece = np.empty(longest, np.uint32), np.empty(2 * longest, np.uint32)
+    word, share = np.empty(2 * longest, np.uint32), np.empty(2 * longest)
+    values, sums = np.empty(longest + LANES), np.empty(longest + 1)
+    for i in range(first, last):
+        first_piece, last_piece = piece_offsets[i], piece_offsets[i + 1]
+        first_word, last_word = word_offsets[i], word_offsets[i + 1]
+        n_pieces, n_words = last_piece - first_piece, last_word - first_word
+        if n_words == 0:
             continue
-        word = first_word
-        for piece in range(first, last):
-            start, end = piece_start[piece], piece_end[piece]
-            if start >= end:
-                continue
-            while word > first_word and word_end[word - 1] > start:
-                word -= 1
-            while word < last_word and word_end[word] <= start:
-                word += 1
-            spanned = _spanned(start, end, word_start, word_end, word, last_word)
-            if spanned == 0:  # lies in no word: as one character of the word that follows
-                word = min(word, last_word - 1)
-                start, end, spanned = word_start[word], word_start[word] + 1, 1
-            covered = word
-            while covered < last_word and word_start[covered] < end:
-                part = _overlap(start, end, word_start[covered], word_end[covered]) / spanned
-                for i in range(n_weightings):
-                    value = 0.0
-                    place = row + layers[i] * n_heads * n_pieces + piece - first
-                    for head in range(n_heads):
-                        value += head_weights[document, i, head] * rows[place + head * n_pieces]
-                    scores[from_rows[i], covered] += part * value
-                for i in range(len(pieces)):
-                    scores[from_pieces[i], covered] += part * pieces[i, piece]
-                covered += 1
+        n_parts = words_of_pieces(
+            piece_start, piece_end, first_piece, last_piece, word_start, word_end, first_word,
+            last_word, alone, piece, word, share,
+        )
+        for j in range(len(from_rows)):
+            weights = head_weights[j, target[i], other[i]]
+            _weigh(rows, row_offsets[i] + layers[j] * n_heads * n_pieces, n_pieces, weights, values)
+            _add_up(values[:n_pieces], alone, n_parts, piece, word, share, sums[: n_words + 1])
+            _store(sums, scores[from_rows[j], first_word:last_word])
+        for j in range(len(from_pieces)):
+            _add_up(pieces[j, first_piece:last_piece], alone, n_parts, piece, word, share,
+                    sums[: n_words + 1])
+            _store(sums, scores[from_pieces[j], first_word:last_word])
 
 
 @inlined
-def _overlap(start: int, end: int, other_start: int, other_end: int) -> int:
-    return min(end, other_end) - max(start, other_start)
+def _weigh(rows, place, n_pieces, weights, values):  # type: ignore[no-untyped-def]
+    """values[p] = sum over heads h of weights[h] * rows[place + h * n_pieces + p].
+
+    Four heads at a time, so that sums are loaded and stored a quarter as often; for whole vectors,
+    into the next row where need be, so that no piece is left to be done alone.
+    """
+    n_heads, row = len(weights), np.uint64(place)
+    n = np.uint64(n_pieces)
+    behind = len(rows) - place - (n_heads - 1) * n_pieces
+    vectors = np.uint64(min(-(-n_pieces // LANES) * LANES, behind))
+    total = values[:vectors]
+    total[:] = 0.0
+    for head in range(0, n_heads - 3, 4):
+        a, b, c, d = weights[head], weights[head + 1], weights[head + 2], weights[head + 3]
+        two, three = row + n, row + n + n
+        four = three + n
+        for p in range(vectors):
+            total[p] += (a * rows[row + p] + b * rows[two + p]) + (
+                c * rows[three + p] + d * rows[four + p])
+        row = four + n
+    for head in range(n_heads - n_heads % 4, n_heads):
+        a = weights[head]
+        for p in range(vectors):
+            total[p] += a * rows[row + p]
+        row += n
 
 
 @inlined
-def _spanned(  # type: ignore[no-untyped-def]
-    start, end, word_start, word_end, word, last_word
-):
-    """Characters of the piece that lie in words."""
-    spanned = 0
-    while word < last_word and word_start[word] < end:
-        spanned += _overlap(start, end, word_start[word], word_end[word])
-        word += 1
-    return spanned
+def _add_up(values, alone, n_parts, piece, word, share, sums):  # type: ignore[no-untyped-def]
+    """sums[w] = the values of the pieces of word w; sums has a last place for all others."""
+    sums[:] = 0.0
+    for p in range(len(values)):
+        sums[alone[p]] += values[p]
+    for k in range(n_parts):
+        sums[word[k]] += share[k] * values[piece[k]]
+
+
+@inlined
+def _store(sums, scores):  # type: ignore[no-untyped-def]
+    """Round to float32; an assignment of slices would take two more seconds to compile."""
+    for w in range(len(scores)):
+        scores[w] = sums[w]
 
 
 def _lists(column: pa.ChunkedArray) -> tuple[Any, Any]:
