@@ -285,10 +285,12 @@ def measure(case, names, rounds):
         systems[name] = SYSTEMS[name](thinned), len(thinned.ids)
         systems[name][0]()  # the first pass compiles, allocates and reads
         print(f"{name} is ready", file=sys.stderr)
-    rates, limits = {name: [] for name in systems}, []
+    rates, limits, order = {name: [] for name in systems}, [], np.random.default_rng(2)
     for _ in range(rounds):
         limits.append(peaks())
-        for name, (run, documents) in systems.items():
+        # In another order each time, for what ran before leaves its traces in caches and clocks.
+        for name in order.permutation(list(systems)):
+            run, documents = systems[name]
             started = time.perf_counter()
             run()
             rates[name].append(documents / (time.perf_counter() - started))

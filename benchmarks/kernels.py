@@ -5,7 +5,7 @@
     permutations  1,000 permutations of errors within strata, both references
     bootstrap     1,000 Poisson resamples of documents, both references
 
-The last two are over 20 million (document, word) pairs: words of Zipf frequencies in 1 million
+The last two are over some 19 million (document, word) pairs: words of Zipf frequencies in 1 million
 documents, with 1 score and with 4. NumPy makes a few replicates of each; its times are scaled to
 all of them. Permutations are timed with the rule that stops words early, and without it.
 

@@ -124,6 +124,42 @@ def queries():
     ])
 
 
+def kernels():
+    """Scoring beside a copy and NumPy; permutations and resamples of words."""
+    result = json.loads((RESULTS / "kernels.json").read_text())
+    scoring = result["parts"]["scores"]
+    copy, numpy = scoring["share_of_copy"], scoring["times_numpy"]
+    rows = [[
+        f"scores of {scoring['words'] / 1e6:.1f} M words, {scoring['weightings']} weightings of "
+        f"heads in one pass over {scoring['row_mib']:.0f} MiB of rows",
+        f"{scoring['seconds']['clsight'] * 1000:.0f} ms",
+        f"{numpy[0]:.0f} ({numpy[1]:.0f} to {numpy[2]:.0f})",
+        f"{copy[0]:.0%} ({copy[1]:.0%} to {copy[2]:.0%}) of a copy's speed",
+    ]]
+    for name, part in result["parts"].items():
+        if "replicates" in part:
+            what, _, scores = name.partition("-")
+            rows.append([
+                f"{part['replicates']:,} {'resamples' if what == 'bootstrap' else what} of "
+                f"{part['pairs'] / 1e6:.1f} M (document, word) pairs, scores: {scores}",
+                f"{part['seconds']:.0f} s", f"{part['times_numpy']:.0f}",
+                f"{part['peak_mib']:,.0f} MiB, the pairs' own {part['input_mib']:,.0f} included",
+            ])
+    return "\n\n".join([
+        table(["kernel", "time", "times as fast as NumPy", "limit"], rows),
+        measured_on(result | result["hardware"]),
+    ])
+
+
+def whole():
+    """The share of a run that is its forward loop."""
+    result = json.loads((RESULTS / "whole.json").read_text())
+    shares = [f"{share:.0%} ({low:.0%} to {high:.0%}) for {model}, {one['documents']:,} reviews"
+              for model, one in result["models"].items() for share, low, high in [one["share"]]]
+    return ("Forward loop / whole `clsight run` from texts to SQL, start-up left out: "
+            f"{'; '.join(shares)}.")
+
+
 def measured_on(result):
     """The hardware and versions that a result file names."""
     return (f"{result['cpu']}, {result['threads']} threads, torch {result['versions']['torch']}, "
@@ -246,7 +282,7 @@ def main():
 
 
 TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction,
-          "queries": queries}
+          "whole": whole, "kernels": kernels, "queries": queries}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,18 @@ def words_of_pieces(  # type: ignore[no-untyped-def]
 
 
 @inlined
+def most_parts(piece_start, piece_end, first_piece, last_piece):  # type: ignore[no-untyped-def]
+    """The most parts that pieces can have: one for each character, for no word is shorter.
+
+    Many pieces may lie in the same characters: those of one that is written in several bytes.
+    """
+    parts = 0
+    for p in range(np.uint64(first_piece), np.uint64(last_piece)):
+        parts += max(np.int64(piece_end[p]) - np.int64(piece_start[p]), 1)
+    return parts
+
+
+@inlined
 def _word_behind(start, word_end, word, first_word, last_word):  # type: ignore[no-untyped-def]
     """The first word that ends behind `start`, or last_word; the search starts at `word`."""
     word = np.int64(word)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from clsight import shards, tables
 from clsight.kernels import Function, in_threads, kernel
-from clsight.pieces import words_of_pieces
+from clsight.pieces import most_parts, words_of_pieces
 
 Floats = npt.NDArray[np.float64]
 
@@ -147,9 +147,9 @@ def _kinds(  # type: ignore[no-untyped-def]
 ):
     """Of each piece of a document: 1 [CLS], 2 separator, 3 in punctuation alone, 0 any other."""
     n_pieces, n_words = last_piece - first_piece, last_word - first_word
-    longest = 2 * max(n_pieces, n_words)
-    alone, piece = np.empty(n_pieces, np.uint32), np.empty(longest, np.uint32)
-    word, share = np.empty(longest, np.uint32), np.empty(longest)
+    most = most_parts(piece_start, piece_end, first_piece, last_piece)
+    alone, piece = np.empty(n_pieces, np.uint32), np.empty(most, np.uint32)
+    word, share = np.empty(most, np.uint32), np.empty(most)
     kind, n_parts = np.zeros(n_pieces, np.uint8), 0
     if n_words > 0:
         n_parts = words_of_pieces(

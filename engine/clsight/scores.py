@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from clsight import profiles, shards, tables, weights
 from clsight.kernels import even_cuts, in_threads, inlined, kernel
-from clsight.pieces import words_of_pieces
+from clsight.pieces import most_parts, words_of_pieces
 from clsight.plan import ModelPlan, Plan
 
 Floats = npt.NDArray[np.float32]
@@ -138,12 +138,13 @@ def _score(  # type: ignore[no-untyped-def]
     the stored layer layers[i]; scores[from_pieces[i]] the sum of pieces[i].
     """
     n_heads = head_weights.shape[-1]
-    longest = 1
+    longest, most = 1, 1
     for i in range(first, last):
         longest = max(longest, piece_offsets[i + 1] - piece_offsets[i],
                       word_offsets[i + 1] - word_offsets[i])
-    alone, piece = np.empty(longest, np.uint32), np.empty(2 * longest, np.uint32)
-    word, share = np.empty(2 * longest, np.uint32), np.empty(2 * longest)
+        most = max(most, most_parts(piece_start, piece_end, piece_offsets[i], piece_offsets[i + 1]))
+    alone, piece = np.empty(longest, np.uint32), np.empty(most, np.uint32)
+    word, share = np.empty(most, np.uint32), np.empty(most)
     values, sums = np.empty(longest + LANES), np.empty(longest + 1)
     for i in range(first, last):
         first_piece, last_piece = piece_offsets[i], piece_offsets[i + 1]
