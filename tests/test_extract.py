@@ -198,10 +198,14 @@ def test_operations_are_those_of_the_matrix_products():
 
     count_operations(classifier, clock)
     batch = batch_of(np.array([1, 0]), np.array([9, 30]))
+    assert batch.n_pieces < attention.ROUNDED
     ids = torch.arange(5, 5 + batch.n_pieces)
     attention.forward(classifier, ids, ids - 5, batch.groups, attention.Wanted((2,)), clock=clock)
     d, f, pieces, documents, pairs = 24, 40, 39, 2, 9 * 9 + 30 * 30
     layer = 4 * d * d + 2 * d * f
     keys_and_values, rest, head = 2 * d * d, 2 * d * d + 2 * d * f, d * d + 3 * d
     products = 2 * layer * pieces + keys_and_values * pieces + (rest + head) * documents
-    assert clock.operations == 2 * products + 2 * 4 * d * pairs
+    # What fills up the batch is not useful; what is read off [CLS] alone has no share in it.
+    filled, by_document = attention.ROUNDED, 2 * (rest + head) * documents + 2 * 4 * d * pairs
+    assert clock.operations - 2 * products == pytest.approx(
+        2 * 4 * d * pairs, abs=by_document * (1 - pieces / filled))

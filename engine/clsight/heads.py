@@ -78,6 +78,12 @@ class Heads:
     """[n + 1] int32, the documents' first pieces and T, where lengths may vary in one call."""
 
     @property
+    def n_pieces(self) -> int:
+        """Pieces of documents; those behind them fill up the batch."""
+        first, documents, length = self.groups[-1]
+        return first + documents * length
+
+    @property
     def pairs(self) -> int:
         """Pairs of pieces that attend to each other, all documents together."""
         return sum(documents * length * length for _, documents, length in self.groups)
@@ -178,6 +184,7 @@ class Heads:
                 attn_mask=self.mask(block.length, v.device), scale=self.scaling,
             )
             block.pieces(output.transpose(0, 1)).copy_(attended)
+        output[self.n_pieces :] = 0
         return output
 
     def fused_with_rows(

@@ -51,7 +51,7 @@ def most_parts(piece_start, piece_end, first_piece, last_piece):  # type: ignore
     """
     parts = 0
     for p in range(np.uint64(first_piece), np.uint64(last_piece)):
-        parts += max(np.int64(piece_end[p]) - np.int64(piece_start[p]), 1)
+        parts += max(int(piece_end[p]) - int(piece_start[p]), 1)
     return parts
 
 
