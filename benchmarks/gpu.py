@@ -15,6 +15,7 @@ one JSON. On a machine without a card, --small shows that the script works.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -88,8 +89,7 @@ def numbers(shape):
     expected = [eager(model, ids) for ids in np.split(documents.pieces.ids,
                                                       documents.pieces.offsets[1:-1])]
     for dtype in ("float32", "bfloat16"):
-        extractor = ready(getattr(torch, dtype), shape, 1024)
-        object.__setattr__(extractor, "half", False)
+        extractor = dataclasses.replace(ready(getattr(torch, dtype), shape, 1024), half=False)
         lists = collect(extractor.attend(documents, lambda _: None),
                         ("logits", "attention", "contribution"))
         found[dtype] = {
@@ -144,13 +144,15 @@ def plain(documents, shape, batch):
         mask = place < lengths[:, None]
         ids = np.where(mask, documents.pieces.ids[
             np.minimum(offsets[some, None] + place, offsets[-1] - 1)], 0)
-        batches.append([torch.from_numpy(x.astype(np.int64)).to(DEVICE) for x in (ids, mask)])
+        # Without padding no mask, which lets the fastest kernel be taken.
+        given = (ids, None if mask.all() else mask)
+        batches.append([None if x is None else torch.from_numpy(x.astype(np.int64)).to(DEVICE)
+                        for x in given])
 
     def run():
         with torch.inference_mode():
             for ids, mask in batches:
-                # Without padding no mask, which lets the fastest kernel be taken.
-                model(input_ids=ids, attention_mask=None if mask.all() else mask)
+                model(input_ids=ids, attention_mask=mask)
 
     return run
 

@@ -31,7 +31,7 @@ def peaks():
         started = time.perf_counter()
         np.copyto(target, source)
         copies.append(time.perf_counter() - started)
-    matrix = {f"matrix_{dtype}": matrix_peak(dtype) for dtype in ("bfloat16", "float32")}
+    matrix = {f"matrix_{dtype}": matrix_peak(dtype, "cpu") for dtype in ("bfloat16", "float32")}
     return matrix | {"copy": source.nbytes / min(copies)}
 
 

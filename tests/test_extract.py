@@ -1,5 +1,6 @@
 """Shards through models: sizes of batches, memory that runs out, several devices and processes."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ from clsight import attention, calibrate, extract, heads
 from clsight.batches import batch_of
 from clsight.clock import STAGES, Clock
 from clsight.errors import ClsightError
-from clsight.extractor import open_extractor
+from clsight.extractor import count_operations, open_extractor
 from clsight.results import collect
 from small_models import eager_model, opened_model
 
@@ -165,8 +166,8 @@ def test_rows_from_the_log_sum_exp_are_softmax_rows():
 def test_half_precision_results_are_rounded_and_come_back_in_order(opened):
     extractor, documents = opened(100)
     exact = collect(extractor.attend(documents, lambda _: None), ("attention", "logits"))
-    object.__setattr__(extractor, "half", True)
-    rounded = collect(extractor.attend(documents, lambda _: None), ("attention", "logits"))
+    halved = dataclasses.replace(extractor, half=True)
+    rounded = collect(halved.attend(documents, lambda _: None), ("attention", "logits"))
     half = exact["attention"].flatten().to_numpy().astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(rounded["attention"].flatten(), half)
     assert rounded["logits"] == exact["logits"]
@@ -191,11 +192,16 @@ def test_stages_of_a_thread_exclude_each_other():
     assert {"forward", "rows"} <= set(STAGES)
 
 
+def test_operations_of_a_model_whose_layers_are_not_known_are_counted():
+    classifier, clock = opened_model("xlnet", eager_model("xlnet")), Clock(detailed=True)
+    count_operations(classifier, clock)
+    classifier.model(input_ids=torch.arange(5, 12)[None])
+    assert clock.operations > 0
+
+
 def test_operations_are_those_of_the_matrix_products():
     """By hand, for BERT of width d and feed-forward f: [CLS] alone in the last layer."""
     classifier, clock = opened_model("bert", eager_model("bert")), Clock(detailed=True)
-    from clsight.extractor import count_operations
-
     count_operations(classifier, clock)
     batch = batch_of(np.array([1, 0]), np.array([9, 30]))
     assert batch.n_pieces < attention.ROUNDED

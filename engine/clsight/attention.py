@@ -274,6 +274,7 @@ def forward(
         ClsightError: the model does not call its attention function, or masks it.
     """
     n, clock = len(ids), clock or Clock()
+    filling = -n % ROUNDED
     cls = torch.cat([first + length * torch.arange(documents, device=ids.device)
                      for first, documents, length in groups])
     varied = of_varied_lengths(classifier.dtype, ids.device)
@@ -281,7 +282,7 @@ def forward(
     passage = Passage(classifier, groups, wanted, cls, starts, clock)
     inputs = {"token_type_ids": torch.zeros_like(ids) if segments is None else segments,
               "position_ids": positions + classifier.first_position, "input_ids": ids}
-    inputs = {name: functional.pad(x, (0, -n % ROUNDED))[None] for name, x in inputs.items()}
+    inputs = {name: functional.pad(x, (0, filling))[None] for name, x in inputs.items()}
     before = clock.operations
     with _through(passage):
         try:
@@ -294,7 +295,7 @@ def forward(
         else:
             raise ClsightError(f"{type(classifier.model).__name__} did not call its attention "
                                "function, so there are no rows to read")
-    clock.operations -= (clock.operations - before) * (-n % ROUNDED) / (n + -n % ROUNDED)
+    clock.operations -= (clock.operations - before) * filling / (n + filling)
     with clock.stage("backward"):
         margin = margins(logits, target)
         _last_layer_scores(passage, margin)

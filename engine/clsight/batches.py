@@ -78,6 +78,7 @@ def tokenise_in_worker(
 
 @cache
 def _tokenizer(folder: str) -> Any:
+    """One that `models.inspect` has opened before; `models` itself would bring torch along."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -199,7 +199,7 @@ def _run_and_summarise(
         run = pipeline.run(data, models=models, output=output, progress=_shown_on(bar),
                            clock=clock, **options)
     if profile:
-        _show_profile(clock, time.monotonic() - started, run)
+        _show_profile(clock, time.monotonic() - started, run, options.get("device", "auto"))
     with database.connect(run.folder) as connection:
         for query in ("summary", "findings"):
             answer = database.query(connection, query, {})
@@ -240,18 +240,19 @@ def _import_engine() -> None:
     gc.enable()
 
 
-def _show_profile(clock: "Clock", wall: float, run: "Run") -> None:
+def _show_profile(clock: "Clock", wall: float, run: "Run", device: str) -> None:
     import pyarrow as pa
     from rich.console import Console
 
     from clsight import output
     from clsight.clock import matrix_peak
+    from clsight.extractor import devices
 
     rows = clock.table(wall)
     console = Console(stderr=True)
     console.print(output.table(pa.Table.from_pylist(rows).schema, rows))
     if clock.operations:
-        achieved, peak = clock.achieved(), matrix_peak(run.plan.dtype)
+        achieved, peak = clock.achieved(), matrix_peak(run.plan.dtype, devices(device)[0])
         console.print(f"useful arithmetic: {achieved / 1e9:,.0f} GFLOP/s, {achieved / peak:.0%} of "
                       f"the {peak / 1e9:,.0f} that matrix products reach here in "
                       f"{run.plan.dtype}", highlight=False)

@@ -80,7 +80,6 @@ class Clock:
                 self.seconds[before] = self.seconds.get(before, 0) + took
         self._local.stage, self._local.since = name, now
 
-
     def table(self, wall: float) -> list[dict[str, Any]]:
         """Rows for the screen: stage, thread, what, seconds, share of the `wall` seconds."""
         seconds = {stage: self.seconds[stage] for stage in STAGES if stage in self.seconds}
@@ -96,18 +95,15 @@ class Clock:
         return self.operations / sum(self.seconds.get(stage, 0) for stage in COMPUTING)
 
 
-def matrix_peak(
-    dtype: str, device: str | None = None, width: int = 1024, seconds: float = 0.5
-) -> float:
+def matrix_peak(dtype: str, device: str, width: int = 1024, seconds: float = 0.5) -> float:
     """Operations per second of the fastest of some matrix products, as encoders have them.
 
     Args:
         dtype: precision, such as "bfloat16".
-        device: where; CUDA where there is a card.
+        device: where.
         width: of the encoder; products are [rows, width] x [width, 4 width], and back.
         seconds: how long to try.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rows, precision = 4096 if device == "cpu" else 65536, getattr(torch, dtype)
     with torch.no_grad():
         wide = prepacked(torch.nn.Linear(width, 4 * width, device=device, dtype=precision))

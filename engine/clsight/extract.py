@@ -128,7 +128,11 @@ def _side_by_side(
     devices: list[str], run: Path, plan: Plan, jobs: list[tuple[str, str]],
     tokens_per_batch: int | None, progress: Callable[[str, int], None], clock: Clock,
 ) -> Iterator[tuple[str, str]]:
-    n, queue = len(devices), multiprocessing.get_context("spawn").Queue()
+    """`extract` in a process per device, whose messages come in the order in which they are sent.
+
+    A simple queue writes before it returns: when a process has ended, all it said has been said.
+    """
+    n, queue = len(devices), multiprocessing.get_context("spawn").SimpleQueue()
     with _processes(n, initializer=_report_to, initargs=(queue,)) as pool:
         parts = [pool.submit(_extract_part, run, plan, jobs[i::n], device, tokens_per_batch,
                              clock.detailed, n)
@@ -136,14 +140,18 @@ def _side_by_side(
         for part in parts:
             part.add_done_callback(lambda _: queue.put(None))
         ended = 0
-        while ended < n:
-            match queue.get():
-                case None:
-                    ended += 1
-                case model, int(done):
-                    progress(model, done)
-                case job:
-                    yield job
+        try:
+            while ended < n:
+                match queue.get():
+                    case None:
+                        ended += 1
+                    case model, int(done):
+                        progress(model, done)
+                    case job:
+                        yield job
+        finally:
+            while ended < n:  # a full queue that nobody reads would hold the processes up
+                ended += queue.get() is None
         for part in parts:
             clock.add(part.result(), 1 / n)
 
@@ -170,6 +178,8 @@ def _extract_part(
     """The jobs of one device; what happens goes to the parent as it happens."""
     memory.bound()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_devices))
+    if device != "cpu":
+        torch.cuda.set_device(device)
     clock = Clock(detailed)
     for job in extract(run, plan, jobs, device, tokens_per_batch,
                        lambda model, done: _parent.put((model, done)), clock,

@@ -252,7 +252,8 @@ def count_operations(classifier: Classifier, clock: Clock) -> None:
     def count(layer: Any, _: Any, output: torch.Tensor) -> None:
         clock.count(2 * output.numel() * layer.in_features)
 
-    for module in {*classifier.model.modules(), *classifier.tail.modules()}:
+    parts = (part for part in (classifier.model, classifier.tail) if part is not None)
+    for module in {module for part in parts for module in part.modules()}:
         if isinstance(module, (torch.nn.Linear, Prepacked)):
             module.register_forward_hook(count)
 

@@ -206,6 +206,7 @@ class Heads:
             query, key, value, self.starts, self.starts, longest, longest, scale=self.scaling,
             window_size=(reach, reach), return_aux=varlen.AuxRequest(lse=True),
         )
+        output[self.n_pieces :] = 0
         # Written down as [T, heads], and made as [heads, T].
         return output, logs if logs.shape == k.shape[:2] else logs.T
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from clsight.attention import Attended
-from clsight.batches import Batch
+from clsight.batches import Batch, Integers
 
 Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int64]
 _NONE = np.empty(0, dtype=np.int64)
 
 
