@@ -18,9 +18,11 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def hardware():
     """The processor, and how many threads torch used."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return {"cpu": cpu, "threads": torch.get_num_threads()}
+    lines = [line.split(":") for line in Path("/proc/cpuinfo").read_text().splitlines() if line]
+    # The first core's; names alone say too little: two generations are called the same.
+    said = {key.strip(): value.strip() for key, value in reversed(lines)}
+    family = f"family {said['cpu family']}, model {said['model']}"
+    return {"cpu": f"{said['model name']} ({family})", "threads": torch.get_num_threads()}
 
 
 def peaks():

@@ -89,7 +89,7 @@ def extraction():
             rate = case["documents_per_second"].get(name)
             ratio = case["ratio"]["clsight bfloat16"].get(name)
             times = f" ({ratio[0]:.2f})" if ratio else ""
-            cells.append(f"{rate[0]:,.0f}{times}" if rate else "–")
+            cells.append(f"{rate[0]:,.{0 if rate[0] >= 50 else 1}f}{times}" if rate else "–")
         rows.append([name, *cells])
     rows.append(["useful arithmetic / matrix peak, bfloat16", *(
         f"{case['share_of_peak']['clsight bfloat16'][0]:.0%}" for case in found.values())])
