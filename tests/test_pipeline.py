@@ -1,6 +1,6 @@
 """A run as its user sees it: complete, resumable, refusing other plans, readable anywhere."""
 
-import itertools
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import clsight
-from clsight import database, pipeline
+from clsight import build, database, pipeline, shards
 from clsight.errors import ClsightError, UsageError
 from clsight.words import segment
 from conftest import demo_models
@@ -90,18 +90,6 @@ def test_word_mass_is_the_share_of_positive_scores(small_run):
         assert row["n_words"] == len(document)
 
 
-def test_strata_are_deciles_of_confidence_within_the_reference(small_run):
-    strata = small_run.sql("strata")
-    for (_, reference, _cls), group in strata.group_by("model", "reference", "class"):
-        sizes = group.group_by("decile").len()["len"]
-        assert sizes.max() - sizes.min() <= 1
-        joined = group.join(small_run.sql("predictions"), on=["model", "row"])
-        spans = joined.sort("decile").group_by("decile", maintain_order=True)
-        edges = [(part["confidence"].min(), part["confidence"].max()) for _, part in spans]
-        assert all(before[1] <= after[0] for before, after in itertools.pairwise(edges))
-        assert reference in ("predicted", "label")
-
-
 def test_running_again_does_nothing(copied_run, reviews, caplog):
     before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
     with caplog.at_level("INFO", "clsight"):
@@ -110,11 +98,17 @@ def test_running_again_does_nothing(copied_run, reviews, caplog):
     assert before == {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
 
 
+def extracted(folder):
+    """When each shard was written, but for the sums, which belong to the statistics."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")
+            if path.parent.name != "sums"}
+
+
 @pytest.mark.parametrize("lost", [
     "bert/scores/00001.parquet", "roberta/attention/00000.parquet", "clsight.duckdb",
 ])
 def test_only_what_is_missing_is_made_again(copied_run, reviews, small_run, lost):
-    before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+    before = extracted(copied_run)
     (copied_run / lost).unlink()
     if "attention" in lost:
         (copied_run / lost.replace("attention", "scores")).unlink()
@@ -126,11 +120,22 @@ def test_only_what_is_missing_is_made_again(copied_run, reviews, small_run, lost
     model, name = lost.split("/")[0], lost.split("/")[-1]
     assert changed <= {lost, f"{model}/head_weights.parquet",
                        *(f"{model}/{made}/{name}" for made in ("heads", "agreement", "scores"))}
-    for relation, order in (("words", "model, document_id, position"),
-                            ("word_statistics", "model, score, form")):
-        assert contents(copied_run, relation, order).equals(
-            contents(small_run.folder, relation, order)
-        )
+    order = "model, document_id, position"
+    assert contents(copied_run, "words", order).equals(contents(small_run.folder, "words", order))
+    assert_same_statistics(copied_run, small_run.folder)
+
+
+def assert_same_statistics(one, other):
+    """To the last digits: sums are added up in any order."""
+    order = "model, score, kind, form"
+    mine, theirs = (contents(folder, "word_statistics", order) for folder in (one, other))
+    assert mine.columns == theirs.columns
+    for name in mine.columns:
+        if mine[name].dtype.is_float():
+            np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-11, atol=1e-12,
+                                       err_msg=name)
+        else:
+            assert mine[name].equals(theirs[name])
 
 
 @pytest.mark.parametrize("shard_size", [100, 10_000])
@@ -145,6 +150,26 @@ def test_shards_do_not_change_the_numbers(small_run, reviews, tmp_path, shard_si
         np.testing.assert_allclose(mine[score], theirs[score], atol=1e-5)
 
 
+@pytest.mark.parametrize("shard_size", [97, 600])
+def test_sums_of_any_shards_add_up_to_the_same_statistics(small_run, tmp_path, shard_size):
+    """The same scores in other shards, and their sums merged in SQL in any order."""
+    folder, plan = tmp_path / "run", dataclasses.replace(small_run.plan, shard_size=shard_size)
+    folder.mkdir()
+    plan.save(folder)
+    for made in ("documents", *(f"{model}/{stage}" for model in plan.models
+                                for stage in ("attention", "scores"))):
+        whole = pq.read_table(small_run.folder / made)
+        whole = whole.sort_by("row")
+        for i, name in enumerate(plan.shard_names()):
+            shards.write(whole.slice(i * shard_size, shard_size), folder / made / name)
+    for model in plan.models:
+        for made in ("heads", "agreement"):
+            shutil.copytree(small_run.folder / model / made, folder / model / made)
+        shutil.copy(small_run.folder / model / "head_weights.parquet", folder / model)
+    build.build(folder, plan, OPTIONS)
+    assert_same_statistics(small_run.folder, folder)
+
+
 def test_another_plan_is_refused_with_both_values(copied_run, reviews, tmp_path):
     with pytest.raises(UsageError, match="dtype was float32 and is now bfloat16"):
         run(reviews, copied_run, dtype="bfloat16")
@@ -157,9 +182,9 @@ def test_another_plan_is_refused_with_both_values(copied_run, reviews, tmp_path)
 
 
 def test_other_test_options_make_only_the_statistics_again(copied_run, reviews):
-    before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+    before = extracted(copied_run)
     again = run(reviews, copied_run, options=pipeline.Options(min_documents=100))
-    assert before == {path: path.stat().st_mtime_ns for path in copied_run.rglob("*.parquet")}
+    assert before == extracted(copied_run)
     assert again.sql("word_statistics")["n_documents"].min() >= 100
 
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import clsight
-from clsight import database, shards
-from clsight.statistics import Options
+from clsight import build, database, shards
+from clsight.statistics import Options, weaker
 from reference import statistic
 
 STABLE = {
@@ -40,7 +40,8 @@ def test_each_file_says_what_it_is(kind, name, sql):
     assert "-- One row:" in sql
     assert len(database.purpose(sql)) > 10
     if kind == "views":
-        assert f"CREATE OR REPLACE VIEW {name} AS" in sql
+        kind_of = "TABLE" if name == "strata" else "VIEW"
+        assert f"CREATE OR REPLACE {kind_of} {name} AS" in sql
         assert "-- Source:" in sql
 
 
@@ -188,14 +189,13 @@ def test_model_summary_is_that_of_the_shards(small_run, answers):
             assert row[name] == pytest.approx(value, rel=1e-12)
 
 
-def test_words_are_tested_on_the_masses_of_all_parts(small_run, answers, tmp_path, monkeypatch):
-    """Many parts and many blocks; effect sizes and z against plain sums over documents."""
-    monkeypatch.setattr(database, "WORDS_PER_PART", 1000)
-    monkeypatch.setattr(database, "PAIRS_PER_BLOCK", 300)
+def test_words_are_tested_on_the_masses_of_all_documents(small_run, answers, tmp_path, monkeypatch):
+    """Many blocks; effect sizes and z against plain sums over documents."""
+    monkeypatch.setattr(build, "PAIRS_PER_BLOCK", 300)
     folder = tmp_path / "run"
     shutil.copytree(small_run.folder, folder)
     options = Options(min_documents=30, permutations=10, bootstrap=10)
-    database.build(folder, small_run.plan, options)
+    build.build(folder, small_run.plan, options)
     made = clsight.open(folder)
     holding = Counter(form for (model, _), entry in answers.items() if model == "bert"
                       for form in set(entry["form"]))
@@ -213,7 +213,63 @@ def test_words_are_tested_on_the_masses_of_all_parts(small_run, answers, tmp_pat
         assert row["mass_correct"] == pytest.approx(x[~error].mean(), rel=1e-6)
         z = [t / np.sqrt(v) for t, v in
              (statistic(x, error, stratum) for stratum in by_reference)]
-        assert row["z"] == pytest.approx(min(z), abs=1e-5)
+        assert [row["z_predicted"], row["z_label"]] == pytest.approx(z, abs=1e-5)
+        assert row["z"] == pytest.approx(weaker(np.array(z)), abs=1e-5)
+
+
+def strata_of(sizes, seed=0):
+    """strata.sql over made predictions: a class of each size, 30 % of each class errors."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(label)
+    predicted = np.where(rng.random(n) < 0.3, rng.integers(0, len(sizes), n), label)
+    connection = duckdb.connect()
+    connection.register("documents", pa.table({"row": np.arange(n),
+                                               "n_words": rng.integers(1, 60, n)}))
+    connection.register("predictions", pa.table({
+        "model": ["m"] * n, "row": np.arange(n), "label": label, "predicted": predicted,
+        "confidence": rng.random(n).round(2), "correct": label == predicted}))
+    connection.execute(database.sql_files("views")["strata"])
+    return connection.sql("FROM strata JOIN documents USING (row) JOIN "
+                          "(SELECT row, confidence FROM predictions) USING (row)").pl()
+
+
+@pytest.mark.parametrize(("size", "bins", "lengths"), [
+    (1, 1, 1), (19, 1, 1), (45, 2, 1), (150, 7, 1), (600, 10, 3), (2000, 10, 3), (40_000, 21, 3),
+])
+def test_strata_are_bins_of_confidence_and_length_with_documents_enough(size, bins, lengths):
+    own = strata_of([size, 5000]).filter(reference="label")
+    assert set(own.filter(**{"class": 0})["confidence_bins"]) == {bins}
+    for values, group in own.group_by("class"):
+        by_bin = group.group_by("confidence_bin")
+        counts = by_bin.len()["len"]
+        assert counts.max() - counts.min() <= 1
+        edges = sorted((part["confidence"].min(), part["confidence"].max()) for _, part in by_bin)
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(edges))
+        if values[0] == 0:
+            assert max(group["length_bins"]) == lengths
+        for _, part in by_bin:
+            spans = sorted((inside["n_words"].min(), inside["n_words"].max())
+                           for _, inside in part.group_by("length_bin"))
+            assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+            assert len(part) < 40 or len(spans) > 1
+    assert own.group_by("stratum").agg(own["class"].name).height == own["stratum"].max() + 1
+    assert own.select("class", "confidence_bin", "length_bin", "stratum").unique().height == (
+        own["stratum"].n_unique())
+
+
+def test_stratification_counts_what_can_be_compared(small_run):
+    strata = small_run.sql("strata")
+    for row in small_run.sql("stratification").rows(named=True):
+        own = strata.filter(**{key: row[key] for key in ("model", "reference", "class")})
+        by_stratum = [part["error"] for _, part in own.group_by("stratum")]
+        comparable = [error for error in by_stratum if 0 < error.sum() < len(error)]
+        assert row["n_documents"] == len(own)
+        assert row["n_errors"] == own["error"].sum()
+        assert row["n_strata"] == len(by_stratum)
+        assert row["smallest_stratum"] == min(map(len, by_stratum))
+        assert row["n_comparable"] == sum(map(len, comparable))
+        assert row["n_comparable_errors"] == sum(error.sum() for error in comparable)
 
 
 def test_mass_adds_up_occurrences_and_is_0_where_no_score_is_positive(tmp_path):

@@ -1,7 +1,6 @@
-"""The test of words against its formula, brute-force permutations, SciPy, and null runs."""
+"""The test of words against its formula, SciPy, brute force, and null runs."""
 
 import itertools
-import math
 
 import duckdb
 import numpy as np
@@ -11,200 +10,178 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
-from clsight import database, pipeline, shards, statistics
-from clsight.statistics import Mass, Options, Strata, describe, test_words
+from clsight import build, database, pipeline, shards, statistics, tables
+from clsight.permutations import Permutations
+from clsight.replicates import Strata
+from clsight.statistics import Moments, Options, describe
 from conftest import shared
+from masses_of import random_case, sparse
 from reference import permuted, statistic
 
-test_words.__test__ = False  # a function of the package, not a test
+
+def moments(dense, strata, n_words=None, covered=1):
+    """Moments of dense masses [scores, units, documents], by the formulas over all documents."""
+    error, shape = strata.error, (len(strata.stratum), *dense.shape[:2])
+    found = {name: np.zeros(shape) for name in ("excess", "expected", "variance", "third")}
+    for reference, score, unit in np.ndindex(shape):
+        x, place = dense[score, unit], (reference, score, unit)
+        found["excess"][place], found["variance"][place] = statistic(
+            x, error, strata.stratum[reference])
+        for s in np.unique(strata.stratum[reference]):
+            own, k = x[strata.stratum[reference] == s], error[strata.stratum[reference] == s].sum()
+            n = len(own)
+            found["expected"][place] += k * own.mean()
+            if n > 2:
+                found["third"][place] += (k * (n - k) * (n - 2 * k) / (n - 1) / (n - 2)
+                                          * ((own - own.mean()) ** 3).mean())
+    repeated = {
+        "total": dense.sum(-1), "in_errors": dense[..., error].sum(-1),
+        "lift": (dense * (1 if n_words is None else n_words) / covered).sum(-1),
+    }
+    holds = dense[0] != 0
+    return Moments(holds.sum(-1), holds[:, error].sum(-1), **found,
+                   **{name: np.stack([x] * shape[0]) for name, x in repeated.items()})
 
 
-def sparse(dense):
-    """Mass of a dense [scores, words, documents] array."""
-    present = dense[0] > 0
-    offsets = np.concatenate([[0], np.cumsum(present.sum(1))])
-    word, document = np.nonzero(present)
-    return Mass(offsets, document, dense[:, word, document])
-
-
-def random_case(n=600, words=12, seed=0):
-    """Masses [2, words, n], errors and strata under two references; word 0 leans to errors."""
-    rng = np.random.default_rng(seed)
-    stratum = rng.integers(0, 6, (2, n))
-    error = rng.random(n) < 0.1 + 0.05 * stratum[0]
-    present = rng.random((words, n)) < np.linspace(0.05, 0.5, words)[:, None]
-    present[0] = rng.random(n) < np.where(error, 0.3, 0.1)
-    dense = rng.gamma(2, 0.05, (2, words, n)) * present
-    return dense, Strata(np.arange(n) * 3, stratum, error)
-
-
-def test_z_is_the_formula_over_all_documents_and_the_weaker_reference():
-    dense, strata = random_case()
-    result = test_words(sparse(dense), strata, Options(bootstrap=10, permutations=10))
-    for score, word in np.ndindex(dense.shape[:2]):
-        z = [t / math.sqrt(v) for t, v in (
-            statistic(dense[score, word], strata.error, stratum) for stratum in strata.stratum
-        )]
-        assert result.z[score, word] == pytest.approx(min(z), rel=1e-9)
-
-
-def test_common_words_have_the_normal_tail():
-    dense, strata = random_case()
-    result = test_words(sparse(dense), strata, Options(bootstrap=10, permuted_below=0))
-    np.testing.assert_allclose(result.p, scipy.stats.norm.sf(result.z), rtol=1e-9)
-
-
-def test_mean_and_variance_are_exact_over_all_permutations():
-    stratum = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1])
+def test_third_moment_is_exact_over_all_permutations():
+    stratum = np.array([[0, 0, 0, 0, 1, 1, 1, 1, 1]], dtype=np.int32)
     error = np.array([1, 1, 0, 0, 1, 0, 0, 0, 0], dtype=bool)
     x = np.array([0.3, 0, 0.2, 0.9, 0, 0.4, 0.1, 0, 0.6])
-    sums = []
-    for first in itertools.combinations(range(4), 2):
-        for second in range(4, 9):
-            chosen = np.zeros(9, dtype=bool)
-            chosen[[*first, second]] = True
-            sums.append(x[chosen].sum())
-    t, v = statistic(x, error, stratum)
-    assert t == pytest.approx(x[error].sum() - np.mean(sums))
-    assert v == pytest.approx(np.var(sums))
-    # and the kernel's permutation p is the exact share of permutations that reach the observed sum
-    strata = Strata(np.arange(9), np.stack([stratum, stratum]), error)
-    got = test_words(sparse(x[None, None]), strata, Options(permutations=200_000, bootstrap=10))
-    exact = np.mean(np.array(sums) >= x[error].sum() - 1e-12)
-    assert got.p[0, 0] == pytest.approx(exact, rel=0.5)
-    assert got.z[0, 0] == pytest.approx(t / math.sqrt(v))
+    sums = [x[[*first, second]].sum() for first in itertools.combinations(range(4), 2)
+            for second in range(4, 9)]
+    own = moments(x[None, None], Strata(np.arange(9), stratum, error))
+    assert own.skewness.item() == pytest.approx(scipy.stats.skew(sums))
 
 
-def test_permutation_p_is_that_of_shuffling_all_documents():
-    dense, strata = random_case(n=300, words=6, seed=4)
-    result = test_words(sparse(dense), strata, Options(bootstrap=10, permutations=100_000))
-    rng = np.random.default_rng(9)
-    rounds = 4000
-    reached = np.zeros((2, *dense.shape[:2]))
-    observed = dense[:, :, strata.error].sum(-1)
-    for reference, stratum in enumerate(strata.stratum):
-        for _ in range(rounds):
-            shuffled = permuted(strata.error, stratum, rng)
-            reached[reference] += dense[:, :, shuffled].sum(-1) >= observed * (1 - 1e-12)
-    brute = (reached.max(0) + 1) / (rounds + 1)
-    # Both are estimates: 50 exceedances have a relative error of 14 %, the brute force its own.
-    error = np.sqrt(brute / rounds) + 0.15 * brute
-    assert (np.abs(result.p - brute) < 4 * error + 1e-3).all()
+@pytest.mark.parametrize("skewness", [-1.5, -0.1, -1e-5, 0.0, 1e-6, 0.05, 0.7])
+def test_tail_is_that_of_scipys_pearson_distribution(skewness):
+    z = np.linspace(-4, 6, 41)
+    got = statistics.pearson_tail(z, np.full(41, skewness))
+    expected = scipy.stats.pearson3.sf(z, skewness)
+    np.testing.assert_allclose(got, expected, rtol=2e-3 if abs(skewness) < 1e-4 else 1e-8)
 
 
-def test_benjamini_hochberg_in_sql_is_scipys():
-    p = np.random.default_rng(2).random(200) ** 3
-    rows = pa.table({
-        "model": ["m"] * 200, "score": ["s"] * 200, "form": [f"w{i:03d}" for i in range(200)],
-        **{name: np.zeros(200) for name in ("mass_errors", "mass_correct", "mass_ratio", "lift",
-                                            "presence_ratio", "intensity_ratio", "z")},
-        "n_documents": np.zeros(200, int), "n_errors": np.zeros(200, int), "consistency": p, "p": p,
-    })
-    connection = duckdb.connect()
-    connection.register("tested_words", rows)
-    connection.execute(database.sql_files("views")["word_statistics"].replace("REPLACE VIEW",
-                                                                              "REPLACE TEMP VIEW"))
-    got = connection.sql("SELECT q FROM word_statistics ORDER BY form").to_arrow_table()["q"]
-    np.testing.assert_allclose(got.to_numpy(), scipy.stats.false_discovery_control(p))
+def test_tails_of_skewed_words_come_from_permutations_and_others_agree_with_them():
+    dense, strata = random_case(n=2000, units=10, seed=2)
+    own, mass = moments(dense, strata), sparse(dense)
+    drawn = Permutations(strata, 0, 100_000)
+    p, skewed = statistics.one_sided(own, mass, slice(None), drawn, max_skewness=0.1)
+    assert skewed.any()
+    assert not skewed.all()
+    exact = drawn.p_values(mass, np.ones(10, bool))
+    np.testing.assert_array_equal(p[..., skewed], exact[..., skewed])
+    # 50 exceedances have a relative error of 14 %
+    np.testing.assert_allclose(p[..., ~skewed], exact[..., ~skewed], rtol=0.6, atol=2e-5)
+    np.testing.assert_allclose(
+        p[..., ~skewed], np.stack([scipy.stats.pearson3.sf(own.z, own.skewness),
+                                   scipy.stats.pearson3.cdf(own.z, own.skewness)])[..., ~skewed],
+        rtol=1e-6)
 
 
-def test_bootstrap_weights_are_poisson_and_independent():
-    weights = np.empty((400, 500), dtype=np.float32)
-    keys = statistics._keys(0, 0, 500)
-    for row in range(400):
-        statistics._weights(np.uint32(row), keys, weights[row])
-    counts = np.bincount(weights.astype(int).ravel(), minlength=6)[:6]
-    expected = scipy.stats.poisson.pmf(np.arange(6), 1) * weights.size
-    assert scipy.stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > 1e-4
-    correlation = np.corrcoef(weights)[np.triu_indices(400, 1)]
-    assert np.abs(correlation).max() < 0.3
-    assert np.abs(correlation.std() - 1 / math.sqrt(500)) < 0.005
+def test_the_weaker_reference_counts():
+    z = np.array([[2.0, -3.0, 1.0, -1.0, np.nan], [3.0, -1.0, -2.0, 2.0, 1.0]])
+    np.testing.assert_array_equal(statistics.weaker(z), [2, -1, 0, 0, np.nan])
 
 
-def test_every_shared_permutation_keeps_the_errors_of_each_stratum():
-    _, strata = random_case(n=700, words=2)
-    options = Options(permutations=256, bootstrap=1)
-    replicates = statistics._replicates(strata, options)
-    n, k = strata.counts().transpose(1, 0, 2).astype(int)
-    held, rows = np.ones(700, bool), strata.rows.astype(np.uint32)
-    for reference, stratum in enumerate(strata.stratum):
-        drawn = np.zeros((700, 4), dtype=np.uint64)
-        statistics._draw(rows, stratum, held, replicates.permutation_keys,
-                         replicates.limits[reference], 0, drawn, 0, 700)
-        bits = np.unpackbits(drawn.view(np.uint8), axis=1, bitorder="little")
-        inside = stratum == np.arange(len(n[reference]))[:, None]
-        np.testing.assert_array_equal(inside.astype(int) @ bits,
-                                      np.repeat(k[reference][:, None], 256, axis=1))
-        # A document is an error as often as its stratum has errors, and pairs hypergeometrically.
-        rate = (k / n)[reference][stratum]
-        assert np.abs(bits.mean(1) - rate).max() < 5 * np.sqrt(0.25 / 256)
-        first = np.flatnonzero(inside[0])
-        both = (bits[first].astype(float) @ bits[first].T / 256)[np.triu_indices(len(first), 1)]
-        size, errors = n[reference][0], k[reference][0]
-        assert both.mean() == pytest.approx(
-            errors * (errors - 1) / size / (size - 1), rel=1e-9)
-        assert both.std() == pytest.approx(
-            math.sqrt(both.mean() * (1 - both.mean()) / 256), rel=0.1)
-
-
-def test_strata_of_errors_alone_and_without_errors_do_not_move():
-    stratum = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
-    error = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0], dtype=bool)
-    x = np.array([0.5, 0, 0.25, 0.8, 0.1, 0.2, 0.3, 0.9, 0.4])
-    strata = Strata(np.arange(9), np.stack([stratum, stratum]), error)
-    for permutations in (1000, 20_000):  # shared ones, and a word's own
-        got = test_words(sparse(x[None, None]), strata,
-                         Options(permutations=permutations, bootstrap=10))
-        assert got.p[0, 0] == pytest.approx(1 / 4, rel=0.5)
-
-
-@pytest.mark.parametrize("cores", [1, 2, 3])
-def test_threads_and_blocks_of_words_change_no_number(cores, monkeypatch):
-    dense, strata = random_case(n=500, words=9, seed=5)
-    options = Options(bootstrap=100, permutations=3000)
-    whole = test_words(sparse(dense), strata, options)
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    order = np.array([4, 8, 0, 2, 7, 1, 3, 6, 5])
-    parts = [test_words(sparse(dense[:, own]), Strata(strata.rows, strata.stratum, strata.error),
-                        options) for own in (order[:2], order[2:])]
-    for field in ("z", "p", "consistency"):
-        got = np.concatenate([getattr(part, field) for part in parts], axis=1)
-        np.testing.assert_array_equal(got, getattr(whole, field)[:, order])
-
-
-def test_consistency_is_the_share_of_resamples_in_which_both_statistics_are_positive():
-    dense, strata = random_case(n=250, words=8, seed=6)
-    result = test_words(sparse(dense), strata, Options(bootstrap=2000, permutations=10))
-    rng = np.random.default_rng(0)
-    positive = np.zeros(dense.shape[:2])
-    for _ in range(1000):
-        documents = rng.permutation(np.repeat(np.arange(250), rng.poisson(1, 250)))
-        for score, word in np.ndindex(*positive.shape):
-            positive[score, word] += all(
-                statistic(dense[score, word, documents], strata.error[documents],
-                          stratum[documents])[0] > 0
-                for stratum in strata.stratum
-            )
-    np.testing.assert_allclose(result.consistency, positive / 1000, atol=0.07)
+def test_a_word_that_does_not_vary_has_no_z_and_p_1():
+    strata = Strata(np.arange(6), np.array([[0, 0, 0, 1, 1, 1]], dtype=np.int32),
+                    np.array([1, 1, 1, 0, 0, 0], dtype=bool))
+    dense = np.linspace(0.1, 0.6, 6)[None, None]
+    own = moments(dense, strata)
+    assert np.isnan(own.z).all()
+    drawn = Permutations(strata, 0, 1000)
+    p, _ = statistics.one_sided(own, sparse(dense), slice(None), drawn, 0.1)
+    assert (p == 1).all()
 
 
 def test_effect_sizes_follow_their_definitions():
     dense, strata = random_case(seed=8)
     n_words = np.random.default_rng(1).integers(5, 30, dense.shape[2])
-    mass = sparse(dense)
-    got = describe(mass, strata, n_words[mass.document].astype(float))
+    own = moments(dense, strata, n_words, covered=2)
+    got = describe(own, strata.error.sum(), (~strata.error).sum())
     x, error = dense[1, 0], strata.error
     holds = x > 0
     presence = holds[error].mean() / holds[~error].mean()
     intensity = x[error & holds].mean() / x[~error & holds].mean()
-    assert got["mass_errors"][1, 0] == pytest.approx(x[error].mean())
-    assert got["mass_correct"][1, 0] == pytest.approx(x[~error].mean())
-    assert got["presence_ratio"][1, 0] == pytest.approx(presence)
-    assert got["intensity_ratio"][1, 0] == pytest.approx(intensity)
-    assert got["mass_ratio"][1, 0] == pytest.approx(presence * intensity)
-    assert got["lift"][1, 0] == pytest.approx((x * n_words)[holds].mean())
-    assert got["n_documents"][1, 0] == holds.sum()
-    assert got["n_errors"][1, 0] == (holds & error).sum()
+    expected = max(sum(x[stratum == s].mean() * error[stratum == s].sum() for s in range(6))
+                   for stratum in strata.stratum)
+    for name, value in {
+        "mass_errors": x[error].mean(), "mass_correct": x[~error].mean(),
+        "presence_ratio": presence, "intensity_ratio": intensity,
+        "mass_ratio": presence * intensity, "adjusted_ratio": x[error].sum() / expected,
+        "lift": (x * n_words / 2)[holds].mean(),
+    }.items():
+        assert got[name][1, 0] == pytest.approx(value), name
+
+
+def test_max_t_is_the_share_of_permutations_with_a_more_extreme_word():
+    rng = np.random.default_rng(0)
+    dense, strata = random_case(n=300, units=6, seed=7)
+    own, rounds = moments(dense, strata), 1500
+    got = statistics.max_t(own.z, Permutations(strata, 0, 1024).extremes(
+        sparse(dense), own.variance))
+    for side, sign in enumerate((1, -1)):
+        p = np.zeros(own.z.shape)
+        for reference, stratum in enumerate(strata.stratum):
+            extremes = np.array([
+                (sign * moments_z(dense, permuted(strata.error, stratum, rng), stratum,
+                                  own.variance[reference])).max(1)
+                for _ in range(rounds)])
+            p[reference] = (extremes[:, :, None] >= sign * own.z[reference]).mean(0)
+        np.testing.assert_allclose(got[side], p.max(0), atol=0.06)
+
+
+def moments_z(dense, error, stratum, variance):
+    rate = np.bincount(stratum, error) / np.bincount(stratum)
+    return dense @ (error - rate[stratum]) / np.sqrt(variance)
+
+
+def test_heterogeneity_is_walds_test():
+    rng = np.random.default_rng(0)
+    spread = np.array([[0.04, 0.02, 0.0], [0.02, 0.05, 0.01], [0.0, 0.01, 0.03]])
+    drawn = rng.multivariate_normal([1.5, 1.5, 1.5], spread, 4000).T
+    chi, p = statistics.heterogeneity(drawn, np.broadcast_to(spread, (4000, 3, 3)))
+    assert scipy.stats.kstest(chi, "chi2", (2,)).pvalue > 1e-3
+    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
+    two, p_two = statistics.heterogeneity(np.array([[1.0], [2.0]]), spread[None, :2, :2])
+    z = 1 / np.sqrt(0.04 + 0.05 - 0.04)
+    assert two.item() == pytest.approx(z**2)
+    assert p_two.item() == pytest.approx(2 * scipy.stats.norm.sf(z))
+    for odd in (np.zeros((1, 2, 2)), np.full((1, 2, 2), np.nan)):
+        assert np.isnan(statistics.heterogeneity(np.array([[1.0], [2.0]]), odd)).all()
+
+
+def test_a_word_of_the_detectable_ratio_is_found_with_the_stated_power():
+    """Poisson occurrences, whose mass ratio is the ratio of their rates."""
+    rng, n = np.random.default_rng(0), 4000
+    error = rng.random(n) < 0.25
+    strata = Strata(np.arange(n), np.zeros((1, n), np.int32), error)
+    null = (rng.random(n) < 0.1).astype(float)
+    ratio = statistics.detectable(moments(null[None, None], strata), 0.05).item()
+    found = 0
+    for _ in range(300):
+        rate = np.where(error, ratio, (1 - 0.25 * ratio) / 0.75) * 0.1
+        own = moments((rng.random(n) < rate).astype(float)[None, None], strata)
+        found += statistics.pearson_tail(own.z, own.skewness).item() <= 0.05
+    assert 0.72 < found / 300 < 0.9
+
+
+def test_benjamini_hochberg_in_sql_is_scipys():
+    p = np.random.default_rng(2).random(200) ** 3
+    rows = pa.table({
+        "model": ["m"] * 200, "score": ["s"] * 200, "kind": ["word"] * 200,
+        "form": [f"w{i:03d}" for i in range(200)], "n_documents": np.zeros(200, int),
+        "n_errors": np.zeros(200, int), **dict.fromkeys(tables.TESTED, p), "p_under": 1 - p,
+        "p_from": ["moments"] * 200,
+    })
+    connection = duckdb.connect()
+    connection.register("tested_words", rows)
+    connection.execute(database.sql_files("views")["word_statistics"].replace("REPLACE VIEW",
+                                                                              "REPLACE TEMP VIEW"))
+    got = connection.sql("FROM word_statistics ORDER BY form").to_arrow_table()
+    for name, values in (("q", p), ("q_under", 1 - p), ("q_two_sided", 2 * np.minimum(p, 1 - p))):
+        np.testing.assert_allclose(got[name].to_numpy(),
+                                   scipy.stats.false_discovery_control(values))
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +231,7 @@ def null_run(real_run, folder, seed):
         shards.write(table, folder / "documents" / name)
     plan = pipeline.dataclasses.replace(real_run.plan, models={"bert":
                                                                real_run.plan.models["bert"]})
-    database.build(folder, plan, Options())
+    build.build(folder, plan, Options())
     found = pipeline.Run(folder, plan)
     return [len(found.sql(relation)) > 0 for relation in ("over_attended", "neglected")]
 

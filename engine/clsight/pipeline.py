@@ -313,15 +313,15 @@ def _extract_and_score(
 
 
 def _is_built(folder: Path, plan: Plan, options: Options) -> bool:
-    from clsight import database
+    from clsight import build
 
-    return database.is_built(folder, plan, options)
+    return build.is_built(folder, plan, options)
 
 
 def _build(folder: Path, plan: Plan, options: Options, progress: Progress) -> None:
-    from clsight import database
+    from clsight import build, database
 
-    database.build(folder, plan, options, lambda n, total: progress("statistics", n, total))
+    build.build(folder, plan, options, lambda n, total: progress("statistics", n, total))
     with database.connect(folder) as connection:
         for check, count in database.failed_checks(connection).items():
             log.warning("check %s: %d rows; run `clsight query` on sql/checks/%s.sql to see them",

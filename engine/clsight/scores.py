@@ -50,15 +50,15 @@ def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
     documents = documents.filter(documents["reason"].is_null()).combine_chunks()
     attention = pq.read_table(run / model / "attention" / name).combine_chunks()
     head_weights = weights.from_table(pq.read_table(run / model / "head_weights.parquet"))
-    offsets, start = _lists(documents["start"])
-    words = Words(offsets, start, _lists(documents["end"])[1])
+    offsets, start = lists(documents["start"])
+    words = Words(offsets, start, lists(documents["end"])[1])
     scores = word_scores(attention, plan.scores, plan.models[model], head_weights, words)
     _profile(run, model, name, attention, documents, words, head_weights,
              plan.models[model])
     profiles.write_agreement(run / model / "agreement" / name, model, plan.scores, scores, offsets,
                              attention["target_margin"].to_numpy())
-    lists = pa.array(offsets, pa.int32())
-    columns = {score: pa.ListArray.from_arrays(lists, values)
+    list_offsets = pa.array(offsets, pa.int32())
+    columns = {score: pa.ListArray.from_arrays(list_offsets, values)
                for score, values in zip(plan.scores, scores, strict=True)}
     table = pa.table({"model": attention["model"], "row": attention["row"], **columns})
     shards.write(table.cast(tables.scores(plan.scores)), run / model / "scores" / name)
@@ -69,13 +69,13 @@ def _profile(
     head_weights: npt.NDArray[np.float64], plan: ModelPlan,
 ) -> None:
     """Write `MODEL/heads` of a shard."""
-    piece_offsets, piece_start = _lists(attention["start"])
-    lists = profiles.Lists(piece_offsets, piece_start, _lists(attention["end"])[1],
+    piece_offsets, piece_start = lists(attention["start"])
+    given = profiles.Lists(piece_offsets, piece_start, lists(attention["end"])[1],
                            words.offsets, words.start, words.end)
     forms = pc.list_flatten(documents["form"]).combine_chunks()
     correct = pc.equal(attention["predicted"], documents["label"]).to_numpy()
     of_documents = head_weights[1:, *_compared(attention, plan.labels)]
-    profiles.write_heads(run / model / "heads" / name, model, lists, attention, forms, correct,
+    profiles.write_heads(run / model / "heads" / name, model, given, attention, forms, correct,
                          of_documents, plan.layers)
 
 
@@ -101,12 +101,12 @@ def word_scores(
     places = [model.layers.index(model.layers[-1] if layer is None else layer) for layer in layers]
     weightings = [weights.WEIGHTINGS.index(tables.base(names[i])) for i in from_rows]
     target, other = _compared(attention, model.labels)
-    piece_offsets, piece_start = _lists(attention["start"])
-    row_offsets, rows = _lists(attention["attention"])
-    pieces = [_lists(attention[names[i]])[1] for i in from_pieces]
+    piece_offsets, piece_start = lists(attention["start"])
+    row_offsets, rows = lists(attention["attention"])
+    pieces = [lists(attention[names[i]])[1] for i in from_pieces]
     scores = np.empty((len(names), len(words.start)), dtype=np.float32)
     given = (
-        piece_offsets, piece_start, _lists(attention["end"])[1], row_offsets, rows,
+        piece_offsets, piece_start, lists(attention["end"])[1], row_offsets, rows,
         np.array(places, dtype=np.int64), head_weights[weightings], target, other,
         np.array(pieces, dtype=np.float32).reshape(len(pieces), len(piece_start)),
         words.offsets, words.start, words.end, np.array(from_rows, dtype=np.int64),
@@ -120,7 +120,7 @@ def _compared(
     attention: pa.Table, labels: tuple[int | str, ...]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Each document's target and the best class but it, as indices into `labels`."""
-    logits = _lists(attention["logits"])[1].reshape(-1, len(labels))
+    logits = lists(attention["logits"])[1].reshape(-1, len(labels))
     known = pa.array(labels, attention.schema.field("target").type)
     target = pc.index_in(attention["target"], known).to_numpy().astype(np.int64)
     others = np.where(target[:, None] == np.arange(len(labels)), -np.inf, logits)
@@ -212,7 +212,7 @@ def _store(sums, scores):  # type: ignore[no-untyped-def]
         scores[w] = sums[w]
 
 
-def _lists(column: pa.ChunkedArray) -> tuple[Any, Any]:
+def lists(column: pa.ChunkedArray) -> tuple[Any, Any]:
     """Offsets and flat values of a list column, without a copy."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):

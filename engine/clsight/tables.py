@@ -144,12 +144,38 @@ def outcomes() -> pa.Schema:
     )
 
 
+def sums(names: tuple[str, ...]) -> pa.Schema:
+    """One row per model, unit and pair of strata of a shard: sums over the documents that hold it.
+
+    `kind` is word, bigram or group. For each score, `_s1`, `_s2` and `_s3` are sums of the mass, of
+    its square and of its cube, `_lift` of mass / places covered x words in the document. Documents
+    of one pair of strata are either all errors or all correct.
+    """
+    real = pa.float64()
+    return pa.schema(
+        dict.fromkeys(["model", "kind", "form"], pa.string())
+        | dict.fromkeys(["predicted_stratum", "label_stratum"], pa.int32())
+        | {"error": pa.bool_(), "n_documents": pa.int64()}
+        | {f"{name}_{sum_}": real for name in names for sum_ in ("s1", "s2", "s3", "lift")}
+    )
+
+
 def tested_words() -> pa.Schema:
-    """One row per model, score and tested word: effect sizes and test; see `word_statistics`."""
+    """One row per model, score and tested unit: effect sizes and test; see `word_statistics`."""
     whole, real = pa.int64(), pa.float64()
     return pa.schema(
-        {"model": pa.string(), "score": pa.string(), "form": pa.string()}
+        dict.fromkeys(["model", "score", "kind", "form"], pa.string())
         | {"n_documents": whole, "n_errors": whole}
-        | dict.fromkeys(["mass_errors", "mass_correct", "mass_ratio", "presence_ratio"], real)
-        | dict.fromkeys(["intensity_ratio", "lift", "z", "p", "consistency"], real)
+        | dict.fromkeys(TESTED, real)
+        | {"p_from": pa.string()}
     )
+
+
+TESTED = (
+    "mass_errors", "mass_correct", "mass_ratio", "mass_ratio_low", "mass_ratio_high",
+    "presence_ratio", "presence_ratio_low", "presence_ratio_high", "intensity_ratio",
+    "intensity_ratio_low", "intensity_ratio_high", "adjusted_ratio", "adjusted_ratio_low",
+    "adjusted_ratio_high", "detectable_ratio", "lift", "z", "z_predicted", "z_label", "p",
+    "p_under", "p_max_t", "p_max_t_under", "consistency", "consistency_under",
+)
+"""Figures of `tested_words`; null where there is no value."""

@@ -1,10 +1,13 @@
 -- What:    which documents are comparable: the strata within which errors are permuted.
 -- One row: model, reference, document (row). Reference "predicted" compares errors with correct
 --          documents of the same prediction, "label" with those of the same gold label.
--- Caveat:  stratum = class x confidence decile, x length tercile where the decile has at least 60
---          documents; numbered from 0 within model and reference.
+-- Caveat:  stratum = class x confidence x length, numbered from 0 within model and reference. A
+--          class has ten confidence bins, more where it has more than 2,000 documents (as their
+--          fourth root, for what differs within a bin shows in large data), and fewer where a bin
+--          would have less than 20; a bin has three lengths, fewer where one would have less than
+--          20. A table, not a view, for much reads it.
 -- Source:  predictions, documents.
-CREATE OR REPLACE VIEW strata AS
+CREATE OR REPLACE TABLE strata AS
 WITH document AS (
     SELECT model, "row", predicted, p.label, confidence, NOT correct AS error, n_words
     FROM predictions AS p JOIN documents USING ("row")
@@ -14,23 +17,36 @@ referred AS (
     UNION ALL
     SELECT *, 'label' AS reference, label AS class FROM document
 ),
-by_confidence AS (
-    SELECT *, ntile(10) OVER (
-        PARTITION BY model, reference, class ORDER BY confidence, "row"
-    ) AS decile
+by_class AS (
+    SELECT *, count(*) OVER same_class AS size,
+        row_number() OVER (same_class ORDER BY confidence, "row") - 1 AS place
     FROM referred
+    WINDOW same_class AS (PARTITION BY model, reference, class)
+),
+by_confidence AS (
+    SELECT *, (place * confidence_bins // size)::INTEGER AS confidence_bin
+    FROM (
+        SELECT *, greatest(1, least(
+            size // 20, greatest(10, round(10 * (size / 2000) ** 0.25))::INTEGER
+        )) AS confidence_bins
+        FROM by_class
+    )
 ),
 by_length AS (
-    SELECT *,
-        ntile(3) OVER (same_decile ORDER BY n_words, "row") AS tercile,
-        count(*) OVER same_decile >= 60 AS enough
+    SELECT * EXCLUDE (size, place), count(*) OVER same_bin AS size,
+        row_number() OVER (same_bin ORDER BY n_words, "row") - 1 AS place
     FROM by_confidence
-    WINDOW same_decile AS (PARTITION BY model, reference, class, decile)
+    WINDOW same_bin AS (PARTITION BY model, reference, class, confidence_bin)
+),
+binned AS (
+    SELECT *, greatest(1, least(3, size // 20))::INTEGER AS length_bins,
+        (place * length_bins // size)::INTEGER AS length_bin
+    FROM by_length
 )
 SELECT
-    model, reference, "row", error, class, decile,
-    if(enough, tercile, NULL) AS tercile,
-    dense_rank() OVER (
-        PARTITION BY model, reference ORDER BY class, decile, if(enough, tercile, 0)
-    ) - 1 AS stratum
-FROM by_length;
+    model, reference, "row", error, class, confidence_bin, confidence_bins, length_bin, length_bins,
+    (dense_rank() OVER (
+        PARTITION BY model, reference ORDER BY class, confidence_bin, length_bin
+    ) - 1)::INTEGER AS stratum
+FROM binned
+ORDER BY model, reference, "row";

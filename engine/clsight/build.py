@@ -1,0 +1,324 @@
+"""Scored shards -> the run's database: strata, sums of each shard, tests, and the relations."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from clsight import masses, shards, statistics, tables, units
+from clsight.bootstrap import Bootstrap, Resampled
+from clsight.database import FILE, at, quoted, sql_files, views_in_order
+from clsight.masses import Mass
+from clsight.permutations import Permutations
+from clsight.plan import Plan
+from clsight.replicates import Strata
+from clsight.statistics import Moments, Options
+from clsight.units import Units
+
+PAIRS_PER_BLOCK = 250_000
+"""(unit, document) pairs in memory at a time while units are tested."""
+MEMORY_LIMIT = "256MB"
+"""For DuckDB while it builds a run; beyond it, DuckDB uses the disk."""
+REFERENCES = ("predicted", "label")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the parts of this stage share."""
+
+    run: Path
+    plan: Plan
+    options: Options
+    connection: duckdb.DuckDBPyConnection
+    """The database that is made."""
+    scratch: duckdb.DuckDBPyConnection
+    """A database of its own for the pairs, since one is read while the other is written."""
+    units: Units
+    strata: dict[str, Strata]
+    """Of each model; all have the same rows."""
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models."""
+        return list(self.plan.models)
+
+
+def build(
+    run: Path, plan: Plan, options: Options, progress: Progress = lambda *_: None
+) -> None:
+    """Make the database of a run whose shards are scored; replaces an earlier one whole.
+
+    Args:
+        run: the run folder.
+        plan: its plan.
+        options: how words are tested.
+        progress: called with the documents whose sums were made, and their number in all.
+    """
+    with shards.replaced(run / FILE) as path, ExitStack() as stack:
+        connection = stack.enter_context(_opened(path, run))
+        scratch = stack.enter_context(_opened(path.with_suffix(".pairs"), run))
+        stack.callback(path.with_suffix(".pairs").unlink, missing_ok=True)
+        _relations(connection, plan, options)
+        groups = units.read_groups(options.groups) if options.groups else units.Groups()
+        tested = units.tested(connection, options.min_documents, options.bigrams, groups)
+        strata = {model: _strata(connection, model) for model in plan.models}
+        stage = Stage(run, plan, options, connection, scratch, tested, strata)
+        _sums(stage, progress)
+        _test(stage)
+
+
+def is_built(run: Path, plan: Plan, options: Options) -> bool:
+    """True where the database was made from this plan with these options."""
+    if not (run / FILE).is_file():
+        return False
+    try:
+        with duckdb.connect(run / FILE, read_only=True) as connection:
+            stored = connection.sql("FROM run_parameters").to_arrow_table().to_pylist()
+    except duckdb.Error:
+        return False
+    return bool(stored == [_parameters(plan, options)])
+
+
+def _opened(path: Path, run: Path) -> duckdb.DuckDBPyConnection:
+    path.unlink(missing_ok=True)
+    connection = at(duckdb.connect(path), run)
+    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute(f"SET temp_directory = '{quoted(path.with_suffix('.tmp'))}'")
+    return connection
+
+
+def _relations(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, options: Options
+) -> None:
+    """All relations; those that this stage fills are empty yet."""
+    for kind, values in (("model_name", plan.models), ("score_name", plan.scores)):
+        names = ", ".join(f"'{value}'" for value in values)
+        connection.execute(f"CREATE TYPE {kind} AS ENUM ({names})")
+    _store(connection, "run_parameters", pa.Table.from_pylist([_parameters(plan, options)]))
+    _store(connection, "outcomes", tables.outcomes().empty_table())
+    _store(connection, "tested_words", tables.tested_words().empty_table())
+    views = sql_files("views")
+    for view in views_in_order(views):
+        if view != "word_sums":  # whose files are not there yet
+            connection.execute(views[view])
+    connection.execute(_OUTCOMES)
+
+
+_OUTCOMES = """
+INSERT INTO outcomes BY NAME
+SELECT
+    model, correct,
+    count(*) AS n,
+    sum(confidence) AS confidence,
+    sum(n_pieces) AS pieces,
+    count(*) FILTER (WHERE truncated) AS truncated
+FROM predictions
+GROUP BY model, correct
+"""
+
+
+def _strata(connection: duckdb.DuckDBPyConnection, model: str) -> Strata:
+    stored = connection.sql(
+        'SELECT "row", any_value(error) AS error, '
+        "max(stratum) FILTER (reference = 'predicted') AS predicted, "
+        "max(stratum) FILTER (reference = 'label') AS label "
+        'FROM strata WHERE model = $model GROUP BY "row" ORDER BY "row"',
+        params={"model": model},
+    ).to_arrow_table()
+    return Strata(
+        rows=stored["row"].to_numpy(),
+        stratum=np.stack([stored[name].to_numpy().astype(np.int32) for name in REFERENCES]),
+        error=stored["error"].to_numpy(),
+    )
+
+
+def _sums(stage: Stage, progress: Progress) -> None:
+    """Write each shard's sums, and put its pairs into the scratch database."""
+    masses_of = ", ".join(f"{column} DOUBLE" for column in _mass_columns(stage))
+    stage.scratch.execute(f"CREATE TABLE pairs (unit INTEGER, document INTEGER, {masses_of})")
+    n_done = 0
+    for name in stage.plan.shard_names():
+        offsets, places = units.places(stage.run / "documents" / name, stage.units)
+        first, n_done = n_done, n_done + len(offsets) - 1
+        columns: dict[str, Any] = {}
+        for model in stage.models:
+            scores = masses.read_scores(stage.run / model / "scores" / name, stage.plan.scores)
+            pairs = masses.pairs(offsets, places, scores, len(stage.units))
+            strata = stage.strata[model]
+            masses.write_sums(
+                stage.run / model / "sums" / name, model, stage.units, stage.plan.scores, pairs,
+                strata.stratum[:, first:n_done], strata.error[first:n_done], np.diff(offsets),
+            )
+            columns |= dict(zip(_mass_columns(stage, model), pairs.x, strict=True))
+        table = pa.table({"unit": pairs.unit, "document": pairs.document + first, **columns})
+        stage.scratch.register("shard", table)
+        stage.scratch.execute("INSERT INTO pairs FROM shard")
+        stage.scratch.unregister("shard")
+        progress(len(offsets) - 1, len(next(iter(stage.strata.values())).rows))
+    stage.connection.execute(sql_files("views")["word_sums"])
+
+
+def _mass_columns(stage: Stage, *models: str) -> list[str]:
+    return [f"x_{stage.models.index(model)}_{score}"
+            for model in models or stage.models for score in range(len(stage.plan.scores))]
+
+
+def _test(stage: Stage) -> None:
+    """Test all units, block by block, and store what comes out."""
+    options, strata = stage.options, list(stage.strata.values())
+    found = [_moments(stage, model) for model in stage.models]
+    budget = options.budget(len(stage.units))
+    permutations = [Permutations(own, options.seed, budget) for own in strata]
+    bootstrap = Bootstrap(strata, options.seed, options.bootstrap)
+    p: list[list[Any]] = [[] for _ in strata]
+    extremes: list[Any] = [[] for _ in strata]
+    resampled: list[Resampled] = []
+    for block, own in _blocks(stage):
+        resampled.append(bootstrap.resample(own))
+        for i, mass in enumerate(own):
+            p[i].append(statistics.one_sided(found[i], mass, block, permutations[i],
+                                             options.max_skewness))
+            if options.max_t:
+                extremes[i].append(
+                    permutations[i].extremes(mass, found[i].variance[..., block]))
+    for i, model in enumerate(stage.models):
+        if p[i]:
+            _store_tests(stage, model, i, found[i], p[i], resampled, extremes[i])
+
+
+def _store_tests(
+    stage: Stage, model: str, index: int, moments: Moments, p: list[Any],
+    resampled: list[Resampled], extremes: list[Any],
+) -> None:
+    strata, scores, n_units = stage.strata[model], stage.plan.scores, len(stage.units)
+    sided = np.concatenate([part for part, _ in p], axis=-1)
+    permuted = np.concatenate([skewed for _, skewed in p])
+    figures = statistics.describe(moments, int(strata.error.sum()), int((~strata.error).sum()))
+    figures |= statistics.tested(moments, sided, resampled, index)
+    figures["detectable_ratio"] = statistics.detectable(moments, stage.options.max_q)
+    if extremes:
+        high, low = np.stack(extremes).max(0)[0], np.stack(extremes).min(0)[1]
+        figures["p_max_t"], figures["p_max_t_under"] = statistics.max_t(
+            moments.z, np.stack([high, low]))
+    table = pa.table({
+        "model": pa.repeat(model, len(scores) * n_units),
+        "score": pa.array(np.repeat(scores, n_units)),
+        **{name: pa.concat_arrays(stage.units.table[name].chunks * len(scores))
+           for name in ("kind", "form")},
+        "n_documents": np.tile(moments.n_documents, len(scores)),
+        "n_errors": np.tile(moments.n_errors, len(scores)),
+        **{name: pa.array(values, from_pandas=True)
+           for name, values in statistics.columns_of(figures, tables.TESTED).items()},
+        "p_from": np.tile(np.where(permuted, "permutations", "moments"), len(scores)),
+    }).cast(tables.tested_words())
+    stage.connection.register("tested", table)
+    stage.connection.execute("INSERT INTO tested_words FROM tested")
+    stage.connection.unregister("tested")
+
+
+def _moments(stage: Stage, model: str) -> Moments:
+    """Sums of all units of a model, added up over shards and strata in SQL."""
+    shape = (len(REFERENCES), len(stage.plan.scores), len(stage.units))
+    names = ("total", "in_errors", "lift", "excess", "expected", "variance", "third")
+    sums: dict[str, Any] = {name: np.zeros(shape) for name in names}
+    counts = np.zeros((2, len(stage.units)), dtype=np.int64)
+    stage.connection.register("tested_unit", stage.units.table.append_column(
+        "unit", pa.array(np.arange(len(stage.units)))))
+    for i, score in enumerate(stage.plan.scores):
+        query = _MOMENTS.format(score=score, folder=quoted(Path(model)))
+        table = stage.connection.sql(query, params={"model": model}).to_arrow_table()
+        place = (table["reference"].to_numpy(), i, table["unit"].to_numpy())
+        for name in names:
+            sums[name][place] = table[name].to_numpy()
+        for j, name in enumerate(("n_documents", "n_errors")):
+            counts[j, place[2]] = table[name].to_numpy()
+    stage.connection.unregister("tested_unit")
+    return Moments(n_documents=counts[0], n_errors=counts[1], **sums)
+
+
+# T, its expectation, variance and third central moment under permuting errors within strata: see
+# `statistics`; the third is that of a sum over k of n documents drawn without replacement.
+_MOMENTS = """
+WITH size AS (
+    SELECT reference, stratum, count(*)::DOUBLE AS n, (count(*) FILTER (error))::DOUBLE AS k
+    FROM strata WHERE model = $model
+    GROUP BY reference, stratum
+),
+held AS (
+    SELECT
+        kind, form, reference, stratum,
+        sum(n_documents) AS n_documents,
+        coalesce(sum(n_documents) FILTER (error), 0) AS n_errors,
+        sum({score}_s1) AS s1, sum({score}_s2) AS s2, sum({score}_s3) AS s3,
+        coalesce(sum({score}_s1) FILTER (error), 0) AS se,
+        sum({score}_lift) AS lift
+    FROM (
+        SELECT *, unnest(['predicted', 'label']) AS reference,
+            unnest([predicted_stratum, label_stratum]) AS stratum
+        FROM read_parquet('{folder}/sums/*.parquet')
+    )
+    GROUP BY kind, form, reference, stratum
+)
+SELECT
+    unit,
+    if(reference = 'predicted', 0, 1) AS reference,
+    sum(h.n_documents)::BIGINT AS n_documents,
+    sum(n_errors)::BIGINT AS n_errors,
+    sum(s1) AS total,
+    sum(se) AS in_errors,
+    sum(lift) AS lift,
+    sum(se - k * s1 / n) AS excess,
+    sum(k * s1 / n) AS expected,
+    -- Where all documents of a stratum have the same mass, rounding would leave a variance.
+    sum(CASE WHEN n > 1 AND s2 - s1 * s1 / n > 1e-12 * s2 THEN
+        k * (n - k) / n * (s2 - s1 * s1 / n) / (n - 1) ELSE 0 END) AS variance,
+    sum(CASE WHEN n > 2 THEN
+        k * (n - k) * (n - 2 * k) / (n * (n - 1) * (n - 2))
+        * (s3 - 3 * s1 * s2 / n + 2 * s1 ** 3 / n ** 2) ELSE 0 END) AS third
+FROM held AS h
+JOIN size USING (reference, stratum)
+JOIN tested_unit USING (kind, form)
+GROUP BY unit, reference
+"""
+
+
+def _blocks(stage: Stage) -> Iterator[tuple[slice, list[Mass]]]:
+    """Units and their masses by each model, some `PAIRS_PER_BLOCK` at a time."""
+    ends = np.cumsum(stage.units.table["n_documents"].to_numpy())
+    reader = stage.scratch.sql("FROM pairs ORDER BY unit, document").arrow(PAIRS_PER_BLOCK)
+    held, first, place = pa.table({}), 0, 0
+    while first < len(ends):
+        last = max(first + 1, int(np.searchsorted(ends, place + PAIRS_PER_BLOCK, side="right")))
+        while held.num_rows < ends[last - 1] - place:
+            batch = pa.Table.from_batches([reader.read_next_batch()])
+            held = pa.concat_tables([held, batch]) if held.num_rows else batch
+        n = ends[last - 1] - place
+        yield slice(first, last), _mass(stage, held.slice(0, n), ends[first:last] - place)
+        held, first, place = held.slice(n), last, ends[last - 1]
+
+
+def _mass(stage: Stage, pairs: pa.Table, ends: Any) -> list[Mass]:
+    offsets = np.concatenate([[0], ends])
+    document = pairs["document"].to_numpy().astype(np.int64)
+    return [
+        Mass(offsets, document,
+             np.stack([pairs[column].to_numpy() for column in _mass_columns(stage, model)]))
+        for model in stage.models
+    ]
+
+
+def _parameters(plan: Plan, options: Options) -> dict[str, Any]:
+    return {"fingerprint": plan.fingerprint, **asdict(options)}
+
+
+def _store(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    connection.register("stored", table)
+    connection.execute(f"CREATE TABLE {name} AS FROM stored")
+    connection.unregister("stored")
