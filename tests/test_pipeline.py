@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -188,6 +189,32 @@ def test_other_test_options_make_only_the_statistics_again(copied_run, reviews):
     assert again.sql("word_statistics")["n_documents"].min() >= 100
 
 
+@pytest.mark.parametrize(("chosen", "note"), [
+    ("correct", "no errors, so nothing to compare"),
+    ("NOT correct", "errors alone, so nothing to compare them with"),
+    ("predicted = 1", "cannot be said: no error stands beside a correct document of the same gold "
+                      "label and like confidence"),
+    ("correct OR document_id % 3 = 0",
+     r"too few errors \(\d+ of \d+ stand beside correct documents of the same (prediction|gold "
+     r"label)\) to find any but a gross effect"),
+    ("document_id BETWEEN 100 AND 118", "too little data: no word is in at least 20 documents"),
+])
+def test_what_cannot_be_known_is_said(small_run, reviews, tmp_path, chosen, note):
+    """Of some of the documents on which bert is as asked for."""
+    rows = small_run.sql(f"SELECT document_id FROM predictions WHERE model = 'bert' AND ({chosen})")
+    some = pq.read_table(reviews).take(rows["document_id"].sort().to_list())
+    pq.write_table(some, tmp_path / "some.parquet")
+    models = {"bert": demo_models()["bert"]}
+    made = run(tmp_path / "some.parquet", tmp_path / "run", models=models)
+    (said,) = made.sql("model_summary")["note"]
+    assert re.match(note, said)
+    if "gross" not in note:
+        assert made.sql("findings").is_empty()
+    for name in ("word_statistics", "stratification", "model_differences", "heterogeneity"):
+        for column in made.sql(name):
+            assert not column.dtype.is_float() or not column.is_nan().any()
+
+
 def test_a_moved_run_still_answers(small_run, tmp_path, monkeypatch):
     moved = shutil.copytree(small_run.folder, tmp_path / "it's moved")
     monkeypatch.chdir(tmp_path)
@@ -278,15 +305,38 @@ def test_half_precision_is_stored_as_such(reviews, tmp_path):
     np.testing.assert_array_equal(values, values.astype(np.float16).astype(np.float32))
 
 
-def test_checks_are_empty_and_can_fail(copied_run):
+def rewritten(path, change):
+    shards.write(change(pq.read_table(path)), path)
+
+
+BROKEN = {
+    "attention_above_one": ("bert/scores/00001.parquet", lambda t: t.set_column(
+        t.column_names.index("uniform"), "uniform", [[[9.0] * len(x) for x in t["uniform"]]])),
+    "duplicate_rows": ("roberta/attention/00002.parquet", lambda t: pa.concat_tables(
+        [t, t.slice(0, 1)])),
+    "documents_without_prediction": ("bert/attention/00000.parquet", lambda t: t.slice(1)),
+    "duplicate_ids": ("documents/00000.parquet", lambda t: t.set_column(
+        1, "document_id", [[5] * len(t)])),
+    "orphans": ("documents/00001.parquet", lambda t: t.slice(3)),
+    "words_without_score": ("bert/scores/00001.parquet", lambda t: t.set_column(
+        t.column_names.index("uniform"), "uniform", [[[0.1]] * len(t)])),
+    "sums_unlike_documents": ("bert/sums/00001.parquet", lambda t: t.slice(5)),
+    "missing_shards": ("roberta/heads/00001.parquet", None),
+}
+
+
+@pytest.mark.parametrize("check", database.sql_files("checks"))
+def test_checks_are_empty_and_can_fail(copied_run, check):
     with database.connect(copied_run) as connection:
         assert database.failed_checks(connection) == {}
-    path = copied_run / "bert" / "scores" / "00000.parquet"
-    pq.write_table(pq.read_table(path).slice(1), path)
-    attention = copied_run / "bert" / "attention" / "00000.parquet"
-    pq.write_table(pq.read_table(attention).slice(1), attention)
+    path, change = BROKEN[check]
+    if change is None:
+        (copied_run / path).unlink()
+    else:
+        rewritten(copied_run / path, change)
     with database.connect(copied_run) as connection:
-        assert database.failed_checks(connection) == {"documents_without_prediction": 1}
+        assert check in database.failed_checks(connection)
+        assert database.query(connection, check, {}).read_all().num_rows
 
 
 def test_the_plan_is_plain_json(small_run):

@@ -60,7 +60,7 @@ def test_every_query_runs(small_run, name):
 
 def test_every_relation_and_query_is_listed():
     listed = database.catalogue().read_all().to_pylist()
-    assert {row["name"] for row in listed} == {name for kind, name, _ in FILES if kind != "checks"}
+    assert {row["name"] for row in listed} == {name for _, name, _ in FILES}
 
 
 def test_disagreements_are_documents_on_which_one_model_is_right(small_run):
@@ -224,8 +224,8 @@ def strata_of(sizes, seed=0):
     n = len(label)
     predicted = np.where(rng.random(n) < 0.3, rng.integers(0, len(sizes), n), label)
     connection = duckdb.connect()
-    connection.register("documents", pa.table({"row": np.arange(n),
-                                               "n_words": rng.integers(1, 60, n)}))
+    connection.register("documents", pa.table({
+        "row": np.arange(n), "n_words": rng.integers(1, 60, n), "slice": pa.nulls(n, pa.string())}))
     connection.register("predictions", pa.table({
         "model": ["m"] * n, "row": np.arange(n), "label": label, "predicted": predicted,
         "confidence": rng.random(n).round(2), "correct": label == predicted}))

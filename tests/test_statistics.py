@@ -13,34 +13,10 @@ import scipy.stats
 from clsight import build, database, pipeline, shards, statistics, tables
 from clsight.permutations import Permutations
 from clsight.replicates import Strata
-from clsight.statistics import Moments, Options, describe
+from clsight.statistics import Options, describe
 from conftest import shared
-from masses_of import random_case, sparse
-from reference import permuted, statistic
-
-
-def moments(dense, strata, n_words=None, covered=1):
-    """Moments of dense masses [scores, units, documents], by the formulas over all documents."""
-    error, shape = strata.error, (len(strata.stratum), *dense.shape[:2])
-    found = {name: np.zeros(shape) for name in ("excess", "expected", "variance", "third")}
-    for reference, score, unit in np.ndindex(shape):
-        x, place = dense[score, unit], (reference, score, unit)
-        found["excess"][place], found["variance"][place] = statistic(
-            x, error, strata.stratum[reference])
-        for s in np.unique(strata.stratum[reference]):
-            own, k = x[strata.stratum[reference] == s], error[strata.stratum[reference] == s].sum()
-            n = len(own)
-            found["expected"][place] += k * own.mean()
-            if n > 2:
-                found["third"][place] += (k * (n - k) * (n - 2 * k) / (n - 1) / (n - 2)
-                                          * ((own - own.mean()) ** 3).mean())
-    repeated = {
-        "total": dense.sum(-1), "in_errors": dense[..., error].sum(-1),
-        "lift": (dense * (1 if n_words is None else n_words) / covered).sum(-1),
-    }
-    holds = dense[0] != 0
-    return Moments(holds.sum(-1), holds[:, error].sum(-1), **found,
-                   **{name: np.stack([x] * shape[0]) for name, x in repeated.items()})
+from masses_of import moments, random_case, sparse
+from reference import permuted
 
 
 def test_third_moment_is_exact_over_all_permutations():
@@ -176,6 +152,7 @@ def test_benjamini_hochberg_in_sql_is_scipys():
     })
     connection = duckdb.connect()
     connection.register("tested_words", rows)
+    connection.execute("CREATE TABLE documents AS SELECT 1 AS row")
     connection.execute(database.sql_files("views")["word_statistics"].replace("REPLACE VIEW",
                                                                               "REPLACE TEMP VIEW"))
     got = connection.sql("FROM word_statistics ORDER BY form").to_arrow_table()

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from clsight import masses, shards, statistics, tables, units
-from clsight.bootstrap import Bootstrap, Resampled
+from clsight import comparisons, masses, shards, tables, units
+from clsight.bootstrap import Bootstrap
 from clsight.database import FILE, at, quoted, sql_files, views_in_order
+from clsight.dataset import file_sha256
 from clsight.masses import Mass
 from clsight.permutations import Permutations
 from clsight.plan import Plan
 from clsight.replicates import Strata
 from clsight.statistics import Moments, Options
+from clsight.tested import Block, Heterogeneity, Names, PairTests, SliceTests, WordTests
 from clsight.units import Units
 
 PAIRS_PER_BLOCK = 250_000
@@ -102,8 +106,9 @@ def _relations(
         names = ", ".join(f"'{value}'" for value in values)
         connection.execute(f"CREATE TYPE {kind} AS ENUM ({names})")
     _store(connection, "run_parameters", pa.Table.from_pylist([_parameters(plan, options)]))
-    _store(connection, "outcomes", tables.outcomes().empty_table())
-    _store(connection, "tested_words", tables.tested_words().empty_table())
+    for table in ("outcomes", "tested_words", "model_pairs", "model_heterogeneity",
+                  "tested_slices", "slice_heterogeneity"):
+        _store(connection, table, getattr(tables, table)().empty_table())
     views = sql_files("views")
     for view in views_in_order(views):
         if view != "word_sums":  # whose files are not there yet
@@ -172,55 +177,62 @@ def _mass_columns(stage: Stage, *models: str) -> list[str]:
 
 def _test(stage: Stage) -> None:
     """Test all units, block by block, and store what comes out."""
+    if not len(stage.units):
+        return
     options, strata = stage.options, list(stage.strata.values())
-    found = [_moments(stage, model) for model in stage.models]
-    budget = options.budget(len(stage.units))
-    permutations = [Permutations(own, options.seed, budget) for own in strata]
     bootstrap = Bootstrap(strata, options.seed, options.bootstrap)
-    p: list[list[Any]] = [[] for _ in strata]
-    extremes: list[Any] = [[] for _ in strata]
-    resampled: list[Resampled] = []
-    for block, own in _blocks(stage):
-        resampled.append(bootstrap.resample(own))
-        for i, mass in enumerate(own):
-            p[i].append(statistics.one_sided(found[i], mass, block, permutations[i],
-                                             options.max_skewness))
-            if options.max_t:
-                extremes[i].append(
-                    permutations[i].extremes(mass, found[i].variance[..., block]))
-    for i, model in enumerate(stage.models):
-        if p[i]:
-            _store_tests(stage, model, i, found[i], p[i], resampled, extremes[i])
+    tests = _tests(stage)
+    for own in _blocks(stage, bootstrap):
+        for test in tests:
+            test.add(own)
+    for test in tests:
+        for name, table in test.tables().items():
+            stage.connection.register("tested", table)
+            stage.connection.execute(f"INSERT INTO {name} FROM tested")
+            stage.connection.unregister("tested")
 
 
-def _store_tests(
-    stage: Stage, model: str, index: int, moments: Moments, p: list[Any],
-    resampled: list[Resampled], extremes: list[Any],
-) -> None:
-    strata, scores, n_units = stage.strata[model], stage.plan.scores, len(stage.units)
-    sided = np.concatenate([part for part, _ in p], axis=-1)
-    permuted = np.concatenate([skewed for _, skewed in p])
-    figures = statistics.describe(moments, int(strata.error.sum()), int((~strata.error).sum()))
-    figures |= statistics.tested(moments, sided, resampled, index)
-    figures["detectable_ratio"] = statistics.detectable(moments, stage.options.max_q)
-    if extremes:
-        high, low = np.stack(extremes).max(0)[0], np.stack(extremes).min(0)[1]
-        figures["p_max_t"], figures["p_max_t_under"] = statistics.max_t(
-            moments.z, np.stack([high, low]))
-    table = pa.table({
-        "model": pa.repeat(model, len(scores) * n_units),
-        "score": pa.array(np.repeat(scores, n_units)),
-        **{name: pa.concat_arrays(stage.units.table[name].chunks * len(scores))
-           for name in ("kind", "form")},
-        "n_documents": np.tile(moments.n_documents, len(scores)),
-        "n_errors": np.tile(moments.n_errors, len(scores)),
-        **{name: pa.array(values, from_pandas=True)
-           for name, values in statistics.columns_of(figures, tables.TESTED).items()},
-        "p_from": np.tile(np.where(permuted, "permutations", "moments"), len(scores)),
-    }).cast(tables.tested_words())
-    stage.connection.register("tested", table)
-    stage.connection.execute("INSERT INTO tested_words FROM tested")
-    stage.connection.unregister("tested")
+def _tests(stage: Stage) -> list[WordTests | PairTests | SliceTests | Heterogeneity]:
+    """Each model's, each pair of models', and each model's within slices."""
+    options, strata = stage.options, list(stage.strata.values())
+    names, budget = Names(stage.units, stage.plan.scores), options.budget(len(stage.units))
+    moments = [_moments(stage, model) for model in stage.models]
+    drawn = partial(Permutations, seed=options.seed, budget=budget)
+    tests: list[Any] = [
+        WordTests(names, model, i, strata[i], moments[i], drawn(strata[i]), options)
+        for i, model in enumerate(stage.models)
+    ]
+    documents = _documents(stage)
+    for i, j in combinations(range(len(strata)), 2):
+        one, other = stage.models[i], stage.models[j]
+        certainty = documents[f"confidence_{i}"] - documents[f"confidence_{j}"]
+        discordant = comparisons.paired(strata[i], strata[j], documents["label"], certainty,
+                                        options.seed, budget)
+        tests.append(PairTests(names, (one, other), (i, j), (moments[i], moments[j]),
+                               (strata[i], strata[j]), discordant, options))
+    if len(strata) > 1:
+        tests.append(Heterogeneity(names, moments))
+    if stage.plan.dataset.group_by is not None:
+        values = [value for value in np.unique(documents["slice"]) if value]
+        for i, model in enumerate(stage.models):
+            parts = [comparisons.part(value, documents["slice"] == value, strata[i], options.seed,
+                                      budget) for value in values]
+            tests.append(SliceTests(names, model, i, parts, options))
+    return tests
+
+
+def _documents(stage: Stage) -> dict[str, Any]:
+    """[N] label (a number), slice ("" for none) and each model's confidence."""
+    confidences = ", ".join(
+        f"max(confidence) FILTER (model = ${i}) AS confidence_{i - 1}"
+        for i in range(1, len(stage.models) + 1))
+    table: pa.Table = stage.connection.sql(
+        f'SELECT "row", dense_rank() OVER (ORDER BY any_value(p.label)) AS label, '
+        f"coalesce(any_value(slice), '') AS slice, {confidences} "
+        'FROM predictions AS p JOIN documents USING ("row") GROUP BY "row" ORDER BY "row"',
+        params=stage.models,
+    ).to_arrow_table()
+    return {str(name): table[name].to_numpy() for name in table.column_names}
 
 
 def _moments(stage: Stage, model: str) -> Moments:
@@ -289,7 +301,7 @@ GROUP BY unit, reference
 """
 
 
-def _blocks(stage: Stage) -> Iterator[tuple[slice, list[Mass]]]:
+def _blocks(stage: Stage, bootstrap: Bootstrap) -> Iterator[Block]:
     """Units and their masses by each model, some `PAIRS_PER_BLOCK` at a time."""
     ends = np.cumsum(stage.units.table["n_documents"].to_numpy())
     reader = stage.scratch.sql("FROM pairs ORDER BY unit, document").arrow(PAIRS_PER_BLOCK)
@@ -300,7 +312,8 @@ def _blocks(stage: Stage) -> Iterator[tuple[slice, list[Mass]]]:
             batch = pa.Table.from_batches([reader.read_next_batch()])
             held = pa.concat_tables([held, batch]) if held.num_rows else batch
         n = ends[last - 1] - place
-        yield slice(first, last), _mass(stage, held.slice(0, n), ends[first:last] - place)
+        own = _mass(stage, held.slice(0, n), ends[first:last] - place)
+        yield Block(slice(first, last), own, bootstrap.resample(own))
         held, first, place = held.slice(n), last, ends[last - 1]
 
 
@@ -315,7 +328,9 @@ def _mass(stage: Stage, pairs: pa.Table, ends: Any) -> list[Mass]:
 
 
 def _parameters(plan: Plan, options: Options) -> dict[str, Any]:
-    return {"fingerprint": plan.fingerprint, **asdict(options)}
+    content = file_sha256([Path(options.groups)]) if options.groups else None
+    return {"fingerprint": plan.fingerprint, "n_shards": plan.n_shards, **asdict(options),
+            "groups_sha256": content}
 
 
 def _store(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

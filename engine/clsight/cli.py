@@ -79,16 +79,24 @@ def cli() -> None:
               metavar="N", help="Test words that are in at least so many documents.")
 @click.option("--min-mass-ratio", type=click.FloatRange(min=0), default=1.2, show_default=True,
               help="Least mass ratio of an over-attended word.")
+@click.option("--bigrams", is_flag=True, help="Test pairs of neighbouring words as well.")
+@click.option("--groups", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Test groups of words as well: a table with the columns form and group.")
+@click.option("--group-by", metavar="COLUMN",
+              help="Test words within each value of a column as well (source, language), and "
+                   "compare documents within them alone.")
+@click.option("--max-t", is_flag=True,
+              help="Also p values that hold for all words together (Westfall-Young).")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Seed of permutations and bootstrap.")
 @click.option("--profile", is_flag=True,
               help="Show where the time went, and how near the hardware's limit.")
-def run(data: str, id_: str | None, models: tuple[str, ...], output: str, min_documents: int,
-        min_mass_ratio: float, seed: int, **options: Any) -> None:
+def run(data: str, id_: str | None, models: tuple[str, ...], output: str, **options: Any) -> None:
     """Extract, score and test a dataset; run it again to resume."""
     from clsight.statistics import Options
 
-    test = Options(min_documents=min_documents, min_mass_ratio=min_mass_ratio, seed=seed)
+    tested = ("min_documents", "min_mass_ratio", "bigrams", "groups", "max_t", "seed")
+    test = Options(**{name: options.pop(name) for name in tested})
     _run_and_summarise(data, _pairs(models, "--model"), output, id=id_, options=test, **options)
 
 

@@ -52,12 +52,13 @@ def connect(run: Path) -> duckdb.DuckDBPyConnection:
 
 
 def catalogue() -> pa.RecordBatchReader:
-    """What can be asked by name: one row per relation and query, with its purpose."""
+    """What can be asked by name: one row per relation, query and check, with its purpose."""
     rows = [
         {"name": name, "kind": kind, "purpose": purpose(sql),
          "parameters": [key if default is None else f"{key}={default}"
                         for key, default in parameters(sql).items()]}
-        for kind, files in (("relation", sql_files("views")), ("query", sql_files("queries")))
+        for kind, files in (("relation", sql_files("views")), ("query", sql_files("queries")),
+                            ("check", sql_files("checks")))
         for name, sql in files.items()
     ]
     return pa.Table.from_pylist(rows).to_reader()
@@ -72,13 +73,13 @@ def query(
         UsageError: the statement is not a SELECT, or parameters are missing or unknown.
         ClsightError: DuckDB cannot run it.
     """
-    named = sql_files("queries")
+    named = sql_files("queries") | sql_files("checks")
     if name_or_sql in named:
         sql = named[name_or_sql]
     elif name_or_sql in sql_files("views"):
         sql = f'FROM "{name_or_sql}"'
     elif re.fullmatch(r"\w+", name_or_sql):
-        raise UsageError(f"there is no query or relation {name_or_sql!r}; "
+        raise UsageError(f"there is no query, relation or check {name_or_sql!r}; "
                          "clsight query RUN lists them")
     else:
         sql = name_or_sql

@@ -37,6 +37,8 @@ class Dataset:
     split: str | None = None
     text_pair: str | None = None
     """Column of the second text, for classifiers of pairs."""
+    group_by: str | None = None
+    """Column within whose values words are tested as well."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in dataset order, all columns, as Arrow batches of any size."""
@@ -46,8 +48,8 @@ class Dataset:
             raise ClsightError(f"{self.path} cannot be read: {error}") from error
 
     def columns(self) -> list[str]:
-        """The columns that are read: id and second text (where there are any), text, label."""
-        columns = (self.id, self.text, self.text_pair, self.label)
+        """The columns that are read: text, label, and what else is given."""
+        columns = (self.id, self.text, self.text_pair, self.label, self.group_by)
         return [column for column in columns if column is not None]
 
     @cached_property
@@ -61,7 +63,8 @@ class Dataset:
         first = self._first
         names: list[str] = first.schema.names
         texts = [("text", self.text), ("text-pair", self.text_pair)]
-        for option, column in (*texts, ("label", self.label), ("id", self.id)):
+        others = [("label", self.label), ("id", self.id), ("group-by", self.group_by)]
+        for option, column in (*texts, *others):
             if column is not None and column not in names:
                 raise UsageError(f"{self.path} has no column {column!r} (--{option}); "
                                  f"it has {', '.join(names)}")
@@ -268,6 +271,8 @@ def _documents(
             "text": text,
             "text_pair": pair,
             "label": label,
+            "slice": pa.nulls(rows.num_rows, pa.string()) if dataset.group_by is None
+            else rows[dataset.group_by].cast(pa.string()),
             "reason": pc.coalesce(_blank(text, "text"), reason, _label_reasons(label, labels)),
             "form": words.form,
             "start": words.start,

@@ -78,6 +78,7 @@ def run(
     id: str | None = None,
     text_pair: str | None = None,
     split: str | None = None,
+    group_by: str | None = None,
     on_bad_row: str = "error",
     layers: str = "last",
     scores: str = "default",
@@ -102,6 +103,8 @@ def run(
         id: column of document ids; by default the row, from 0.
         text_pair: column of the second texts, for classifiers of pairs.
         split: which split of a Hugging Face dataset.
+        group_by: column within whose values words are tested as well, such as a source; documents
+            are then compared within those values alone.
         on_bad_row: "error" refuses a dataset with unusable documents, naming them; "skip" leaves
             them out and lists them in `bad_documents`.
         layers: layers whose attention rows are stored: "last", "all", or a list ("-1,-2", "0-5").
@@ -123,7 +126,8 @@ def run(
     from clsight.clock import Clock
 
     options, clock = options or Options(), clock or Clock()
-    folder, dataset = Path(output), Dataset(data, text, label, id, split, text_pair)
+    folder, dataset = Path(output), Dataset(
+        data, text, label, id, split, text_pair, group_by)
     _refuse_bad_names(models)
     _refuse_foreign_folder(folder)
     inspected, chosen = _inspected(models, layers, scores, dataset)
@@ -218,7 +222,7 @@ def _planned(folder: Path, plan: Plan) -> Plan:
 def _dataset_plan(dataset: Dataset, on_bad_row: str) -> DatasetPlan:
     return DatasetPlan(
         path=dataset.path, text=dataset.text, text_pair=dataset.text_pair, label=dataset.label,
-        id=dataset.id, split=dataset.split, id_type=str(dataset.id_type),
+        id=dataset.id, split=dataset.split, group_by=dataset.group_by, id_type=str(dataset.id_type),
         label_type=str(dataset.label_type), sha256=dataset.sha256, on_bad_row=on_bad_row,
     )
 
@@ -324,8 +328,8 @@ def _build(folder: Path, plan: Plan, options: Options, progress: Progress) -> No
     build.build(folder, plan, options, lambda n, total: progress("statistics", n, total))
     with database.connect(folder) as connection:
         for check, count in database.failed_checks(connection).items():
-            log.warning("check %s: %d rows; run `clsight query` on sql/checks/%s.sql to see them",
-                        check, count, check)
+            log.warning("check %s: %d rows; see them with: clsight query %s %s",
+                        check, count, folder, check)
 
 
 def _refuse_bad_names(models: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from clsight import shards, tables
 from clsight.errors import UsageError
 
-FORMAT = 2
+FORMAT = 3
 _ARROW = {"int64": pa.int64(), "string": pa.string()}
 
 
@@ -32,6 +32,7 @@ class DatasetPlan:
     id_type: str
     label_type: str
     on_bad_row: str
+    group_by: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ one nearer to 0, and 0 where they differ in sign.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,10 +154,18 @@ def describe(moments: Moments, n_errors: int, n_correct: int) -> dict[str, Float
             "mass_ratio": ratio,
             "presence_ratio": np.broadcast_to(presence, ratio.shape),
             "intensity_ratio": ratio / presence,
-            "adjusted_ratio": in_errors / moments.expected.max(axis=0),
+            "adjusted_ratio": adjusted(moments),
             "lift": moments.lift[0] / n,
         }
     return {name: np.where(np.isfinite(x), x, np.nan) for name, x in columns.items()}
+
+
+def adjusted(moments: Moments) -> Floats:
+    """[S, U] mass in errors over what the strata let expect; nan where they let expect none."""
+    expected = moments.expected.max(axis=0)
+    found: Floats = np.full(expected.shape, np.nan)
+    np.divide(moments.in_errors[0], expected, out=found, where=expected > 0)
+    return found
 
 
 def detectable(moments: Moments, max_q: float) -> Floats:
@@ -237,7 +244,15 @@ def heterogeneity(adjusted: Floats, covariance: Floats) -> tuple[Floats, Floats]
     return chi, special.chdtrc(n_models - 1, chi)
 
 
-def columns_of(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """The named columns, flat; nan where there is none."""
-    shape = next(iter(values.values())).shape
-    return {name: np.ravel(values.get(name, np.full(shape, np.nan))) for name in names}
+def difference(one: Floats, other: Floats, covariance: Floats) -> Floats:
+    """z [W] of one - other, given their covariance [W, 2, 2]; nan where it says nothing."""
+    variance = covariance[:, 0, 0] + covariance[:, 1, 1] - 2 * covariance[:, 0, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z: Floats = np.where(variance > 0, (one - other) / np.sqrt(variance), np.nan)
+    return z
+
+
+def two_sided(z: Floats) -> Floats:
+    """p of a normal z; nan stays nan."""
+    p: Floats = 2 * special.ndtr(-np.abs(z))
+    return p

@@ -27,7 +27,8 @@ def documents(id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
     `form`, `start` and `end` run in parallel, one value per word: the spelling after case folding
     and NFC, and the half-open range of characters (Unicode code points) in `text`. `text_pair` is
     the second text of a pair, or null; its characters count on from those of `text`, with one
-    character between them, here as in `attention`.
+    character between them, here as in `attention`. `slice` is the value of the column that
+    statistics are grouped by, as text, or null.
     """
     return pa.schema(
         {
@@ -36,6 +37,7 @@ def documents(id_type: pa.DataType, label_type: pa.DataType) -> pa.Schema:
             "text": pa.string(),
             "text_pair": pa.string(),
             "label": label_type,
+            "slice": pa.string(),
             "reason": pa.string(),
             "form": pa.list_(pa.string()),
             "start": integers,
@@ -179,3 +181,36 @@ TESTED = (
     "p_under", "p_max_t", "p_max_t_under", "consistency", "consistency_under",
 )
 """Figures of `tested_words`; null where there is no value."""
+
+
+def model_pairs() -> pa.Schema:
+    """One row per pair of models, score and tested unit; see `model_differences`."""
+    whole, real = pa.int64(), pa.float64()
+    return pa.schema(
+        dict.fromkeys(["model", "other", "score", "kind", "form"], pa.string())
+        | dict.fromkeys(["n_both_errors", "n_discordant", "n_wrong"], whole)
+        | dict.fromkeys(["adjusted_ratio", "other_adjusted_ratio", "z_difference"], real)
+        | dict.fromkeys(["p_difference", "gap_wrong", "gap_right", "z_paired", "p_paired"], real)
+    )
+
+
+def model_heterogeneity() -> pa.Schema:
+    """One row per score and tested unit: Wald's test that the models' adjusted ratios differ."""
+    return pa.schema(dict.fromkeys(["score", "kind", "form"], pa.string())
+                     | {"chi_squared": pa.float64(), "p": pa.float64()})
+
+
+def tested_slices() -> pa.Schema:
+    """One row per model, slice, score and unit that enough documents of the slice hold."""
+    whole, real = pa.int64(), pa.float64()
+    return pa.schema(
+        dict.fromkeys(["model", "slice", "score", "kind", "form"], pa.string())
+        | {"n_documents": whole, "n_errors": whole}
+        | dict.fromkeys(["mass_ratio", "adjusted_ratio", "z", "p", "p_under"], real)
+    )
+
+
+def slice_heterogeneity() -> pa.Schema:
+    """One row per model, score and unit that is tested in several slices: Cochran's Q and p."""
+    return pa.schema(dict.fromkeys(["model", "score", "kind", "form"], pa.string())
+                     | {"chi_squared": pa.float64(), "p": pa.float64()})

@@ -1,7 +1,7 @@
 -- What:      what stands out in each model's errors: over-attended and neglected words, in one list.
--- One row:   model, finding, form; figures are those of the score that finds it most strongly.
+-- One row:   model, finding, kind, form; figures are those of the score that finds it most strongly.
 SELECT
-    model, finding, form, list(score ORDER BY z DESC) AS found_by,
+    model, finding, kind, form, list(score ORDER BY z DESC) AS found_by,
     arg_max(n_documents, z) AS documents,
     arg_max(n_errors, z) AS errors,
     arg_max(mass_ratio, z) AS mass_ratio,
@@ -14,5 +14,5 @@ FROM (
     UNION ALL BY NAME
     SELECT 'neglected' AS finding, * FROM neglected
 )
-GROUP BY model, finding, form
-ORDER BY model, finding DESC, max(z) DESC, form;
+GROUP BY model, finding, kind, form
+ORDER BY model, finding DESC, kind DESC, max(z) DESC, form;

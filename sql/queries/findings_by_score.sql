@@ -3,12 +3,13 @@
 -- Parameter: model = (all)  a model's name
 FROM (
     PIVOT (
-        SELECT model, form, n_documents, n_errors, score, round(z, 2) AS z
+        SELECT model, kind, form, n_documents, n_errors, score, round(z, 2) AS z
         FROM word_statistics
-        WHERE (model, form) IN (
-            SELECT (model, form) FROM over_attended UNION SELECT (model, form) FROM neglected
+        WHERE (model, kind, form) IN (
+            SELECT (model, kind, form) FROM over_attended
+            UNION SELECT (model, kind, form) FROM neglected
         ) AND ($model = '(all)' OR model = $model)
     ) ON score IN score_name USING first(z)
-    GROUP BY model, form, n_documents, n_errors
+    GROUP BY model, kind, form, n_documents, n_errors
 )
-ORDER BY model, form;
+ORDER BY model, kind DESC, form;

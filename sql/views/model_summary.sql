@@ -1,17 +1,39 @@
 -- What:    how each model does, and how much its errors can tell.
 -- One row: model.
--- Caveat:  note says plainly when there is too little data to find anything.
+-- Caveat:  note says plainly when there is too little data to find anything. detectable_ratio is the
+--          adjusted ratio that would be found in half of the tested words (detectable_rare: of the
+--          rarest ones) with a probability of 80 %; n_comparable_errors the errors that stand in
+--          strata with correct documents, under the reference that leaves fewer.
 -- Source:  outcomes, which clsight sums up from predictions when it makes the database;
---          word_statistics, over_attended, neglected, run_parameters.
+--          tested_words, stratification, over_attended, neglected, under_attended, run_parameters.
 CREATE OR REPLACE VIEW model_summary AS
 WITH tested AS (
-    SELECT model, count(DISTINCT form) AS n_words_tested FROM word_statistics GROUP BY model
+    SELECT
+        model,
+        count(DISTINCT form) AS n_words_tested,
+        -- What could be found at all: among the rarest words, and among all.
+        median(detectable_ratio) FILTER (n_documents < 1.5 * min_documents) AS detectable_rare,
+        median(detectable_ratio) AS detectable_ratio
+    FROM tested_words, run_parameters
+    GROUP BY model
+),
+comparable AS (
+    -- By the reference that leaves fewer.
+    SELECT model, arg_min(reference, n) AS reference, min(n) AS n_comparable_errors
+    FROM (
+        SELECT model, reference, sum(n_comparable_errors)::BIGINT AS n
+        FROM stratification GROUP BY model, reference
+    )
+    GROUP BY model
 ),
 found AS (
     SELECT model, count(DISTINCT form) AS n_over_attended FROM over_attended GROUP BY model
 ),
 missed AS (
     SELECT model, count(DISTINCT form) AS n_neglected FROM neglected GROUP BY model
+),
+less AS (
+    SELECT model, count(DISTINCT form) AS n_under_attended FROM under_attended GROUP BY model
 ),
 outcome AS (
     SELECT
@@ -32,14 +54,29 @@ SELECT
     coalesce(n_words_tested, 0) AS n_words_tested,
     coalesce(n_over_attended, 0) AS n_over_attended,
     coalesce(n_neglected, 0) AS n_neglected,
+    coalesce(n_under_attended, 0) AS n_under_attended,
+    coalesce(n_comparable_errors, 0) AS n_comparable_errors,
+    detectable_rare,
+    detectable_ratio,
     CASE
         WHEN n_errors = 0 THEN 'no errors, so nothing to compare'
-        WHEN n_errors < 50 THEN 'too few errors (' || n_errors || ') to find any but a gross effect'
+        WHEN n_errors = n_documents THEN 'errors alone, so nothing to compare them with'
         WHEN coalesce(n_words_tested, 0) = 0
             THEN 'too little data: no word is in at least ' || min_documents || ' documents'
+        WHEN coalesce(n_comparable_errors, 0) = 0
+            THEN 'cannot be said: no error stands beside a correct document of the same '
+                || reference_name || ' and like confidence'
+        WHEN n_comparable_errors < 50
+            THEN 'too few errors (' || n_comparable_errors || ' of ' || n_errors
+                || ' stand beside correct documents of the same ' || reference_name
+                || ') to find any but a gross effect'
     END AS note
 FROM outcome
 LEFT JOIN tested USING (model)
 LEFT JOIN found USING (model)
-LEFT JOIN missed USING (model), run_parameters
+LEFT JOIN missed USING (model)
+LEFT JOIN less USING (model)
+LEFT JOIN (
+    SELECT *, if(reference = 'label', 'gold label', 'prediction') AS reference_name FROM comparable
+) USING (model), run_parameters
 ORDER BY accuracy DESC;

@@ -1,15 +1,15 @@
 -- What:    which documents are comparable: the strata within which errors are permuted.
 -- One row: model, reference, document (row). Reference "predicted" compares errors with correct
 --          documents of the same prediction, "label" with those of the same gold label.
--- Caveat:  stratum = class x confidence x length, numbered from 0 within model and reference. A
---          class has ten confidence bins, more where it has more than 2,000 documents (as their
---          fourth root, for what differs within a bin shows in large data), and fewer where a bin
---          would have less than 20; a bin has three lengths, fewer where one would have less than
---          20. A table, not a view, for much reads it.
+-- Caveat:  stratum = class x confidence x length (within a slice, where there are any), numbered
+--          from 0 within model and reference. A class has ten confidence bins, more where it has
+--          more than 2,000 documents (as their fourth root, for what differs within a bin shows in
+--          large data), and fewer where a bin would have less than 20; a bin has three lengths,
+--          fewer where one would have less than 20. A table, not a view, for much reads it.
 -- Source:  predictions, documents.
 CREATE OR REPLACE TABLE strata AS
 WITH document AS (
-    SELECT model, "row", predicted, p.label, confidence, NOT correct AS error, n_words
+    SELECT model, "row", slice, predicted, p.label, confidence, NOT correct AS error, n_words
     FROM predictions AS p JOIN documents USING ("row")
 ),
 referred AS (
@@ -21,7 +21,7 @@ by_class AS (
     SELECT *, count(*) OVER same_class AS size,
         row_number() OVER (same_class ORDER BY confidence, "row") - 1 AS place
     FROM referred
-    WINDOW same_class AS (PARTITION BY model, reference, class)
+    WINDOW same_class AS (PARTITION BY model, reference, slice, class)
 ),
 by_confidence AS (
     SELECT *, (place * confidence_bins // size)::INTEGER AS confidence_bin
@@ -36,7 +36,7 @@ by_length AS (
     SELECT * EXCLUDE (size, place), count(*) OVER same_bin AS size,
         row_number() OVER (same_bin ORDER BY n_words, "row") - 1 AS place
     FROM by_confidence
-    WINDOW same_bin AS (PARTITION BY model, reference, class, confidence_bin)
+    WINDOW same_bin AS (PARTITION BY model, reference, slice, class, confidence_bin)
 ),
 binned AS (
     SELECT *, greatest(1, least(3, size // 20))::INTEGER AS length_bins,
@@ -44,9 +44,10 @@ binned AS (
     FROM by_length
 )
 SELECT
-    model, reference, "row", error, class, confidence_bin, confidence_bins, length_bin, length_bins,
+    model, reference, "row", error, slice, class,
+    confidence_bin, confidence_bins, length_bin, length_bins,
     (dense_rank() OVER (
-        PARTITION BY model, reference ORDER BY class, confidence_bin, length_bin
+        PARTITION BY model, reference ORDER BY slice, class, confidence_bin, length_bin
     ) - 1)::INTEGER AS stratum
 FROM binned
 ORDER BY model, reference, "row";

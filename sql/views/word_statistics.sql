@@ -13,7 +13,8 @@
 --          consistency is the share of bootstrap resamples in which the unit is over-represented
 --          against both references. detectable_ratio is the adjusted ratio that would have been
 --          found with a probability of 80 %, were it the only one.
--- Source:  tested_words, which clsight makes from word_sums and from permutations.
+--          note is null but where a figure needs a word of explanation.
+-- Source:  tested_words, which clsight makes from word_sums and from permutations; documents.
 CREATE OR REPLACE VIEW word_statistics AS
 WITH ranked AS (
     SELECT *,
@@ -36,5 +37,12 @@ SELECT
     )) AS q_under,
     least(1, min(p_two_sided * n_tested / place_two_sided) OVER (
         PARTITION BY model, score, kind ORDER BY place_two_sided DESC
-    )) AS q_two_sided
-FROM ranked;
+    )) AS q_two_sided,
+    CASE
+        WHEN z IS NULL THEN 'cannot be tested: no two documents of a stratum differ in it and in '
+            || 'being errors'
+        WHEN n_errors = 0 THEN 'in no error'
+        WHEN n_errors = n_documents THEN 'in errors alone: no ratio'
+        WHEN n_documents = n_all THEN 'in every document: its presence says nothing'
+    END AS note
+FROM ranked, (SELECT count(*) AS n_all FROM documents);
