@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clsight import masses, shards, tables, units
-from clsight.database import at
+from clsight.database import at, sql_files
 from clsight.errors import UsageError
 from clsight.units import Groups, Units
 
@@ -32,19 +32,18 @@ def folder(tmp_path):
     rows = []
     for text, pair in DOCUMENTS:
         whole = text if pair is None else f"{text}\n{pair}"
-        places = [i for i, word in enumerate(whole.replace("\n", " ").split(" "))]
         words = whole.replace("\n", " ").split(" ")
         start, at_ = [], 0
         for word in words:
             start.append(at_)
             at_ += len(word) + 1
         rows.append({"text": text, "text_pair": pair, "form": words, "start": start,
-                     "reason": None, "row": len(rows), "n": len(places)})
+                     "reason": None, "row": len(rows), "label": 0})
     rows.insert(3, {"text": "good good", "text_pair": None, "form": ["good", "good"],
-                    "start": [0, 5], "reason": "label is missing", "row": 99, "n": 2})
-    schema = pa.schema({"row": pa.int64(), "text": pa.string(), "text_pair": pa.string(),
-                        "reason": pa.string(), "form": pa.list_(pa.string()),
-                        "start": pa.list_(pa.int32())})
+                    "start": [0, 5], "reason": "label is missing", "row": 99, "label": 0})
+    schema = pa.schema({"row": pa.int64(), "label": pa.int64(), "text": pa.string(),
+                        "text_pair": pa.string(), "reason": pa.string(),
+                        "form": pa.list_(pa.string()), "start": pa.list_(pa.int32())})
     for i, part in enumerate((rows[:4], rows[4:])):
         shards.write(pa.Table.from_pylist(part, schema=schema),
                      tmp_path / "documents" / shards.name(i))
@@ -62,6 +61,12 @@ def covered(kind, form, words, n_first):
     names = zip(GROUPS.members.to_pylist(), GROUPS.names.to_pylist(), strict=True)
     members = {form} if kind == "word" else {word for word, group in names if group == form}
     return {i for i, word in enumerate(words) if word in members}
+
+
+def opened(folder):
+    connection = at(duckdb.connect(), folder)
+    connection.execute(sql_files("views")["tested_documents"])
+    return connection
 
 
 def documents():
@@ -84,25 +89,26 @@ def expected_units(least):
 
 @pytest.mark.parametrize("least", [1, 2, 3])
 def test_units_are_those_in_enough_documents(folder, least):
-    got = units.tested(at(duckdb.connect(), folder), least, True, GROUPS)
+    got = units.tested(opened(folder), least, True, GROUPS)
     rows = got.table.to_pylist()
     assert {(row["kind"], row["form"]): row["n_documents"] for row in rows} == expected_units(least)
     assert [row["kind"] for row in rows] == sorted((row["kind"] for row in rows),
                                                    key=units.KINDS.index)
-    alone = units.tested(at(duckdb.connect(), folder), least, False, Groups())
+    alone = units.tested(opened(folder), least, False, Groups())
     assert {row["kind"] for row in alone.table.to_pylist()} == {"word"}
 
 
 @pytest.mark.parametrize("least", [1, 2])
 def test_masses_are_summed_shares_of_the_places_covered(folder, least):
-    tested = units.tested(at(duckdb.connect(), folder), least, True, GROUPS)
+    tested = units.tested(opened(folder), least, True, GROUPS)
     rng, usable = np.random.default_rng(0), list(documents())
     scores = [rng.normal(size=(2, len(words))).astype(np.float32) for words, _ in usable]
     scores[5][:] = -1  # no share where nothing is positive
     got = {}
     first = 0
     for name in sorted(shards.done(folder / "documents")):
-        offsets, places = units.places(folder / "documents" / name, tested)
+        row, offsets, places = units.places(folder / "documents" / name, tested)
+        assert len(row) == len(offsets) - 1
         own = np.concatenate(scores[first : first + len(offsets) - 1], axis=1)
         pairs = masses.pairs(offsets, places, own, len(tested))
         assert (np.diff(pairs.unit) >= 0).all()
@@ -137,7 +143,7 @@ def test_sums_are_those_of_each_unit_and_pair_of_strata(tmp_path):
     table = pa.table({"kind": ["word"] * 9, "form": list("abcdefghi"), "n_documents": [50] * 9})
     tested = Units(table, table["form"].combine_chunks(), np.empty(0, np.int64), None, None)
     masses.write_sums(tmp_path / "sums.parquet", "m", tested, names, given,
-                      strata.astype(np.int32), error, n_words)
+                      strata.astype(np.int32), error, n_words[given.document])
     stored = pq.read_table(tmp_path / "sums.parquet")
     assert stored.schema.equals(tables.sums(names))
     rows = stored.to_pylist()
@@ -154,6 +160,16 @@ def test_sums_are_those_of_each_unit_and_pair_of_strata(tmp_path):
             lift = (x * n_words[own] / given.covered[inside]).sum()
             got = [row[f"{name}_{moment}"] for moment in masses.MOMENTS]
             np.testing.assert_allclose(got, [x.sum(), (x**2).sum(), (x**3).sum(), lift], rtol=1e-12)
+
+
+def test_pairs_are_those_of_the_documents_that_are_chosen():
+    given, place = random_pairs(), np.full(50, -1)
+    place[10:30] = np.arange(20)
+    got = masses.among(given, place)
+    kept = (given.document >= 10) & (given.document < 30)
+    np.testing.assert_array_equal(got.document, given.document[kept] - 10)
+    np.testing.assert_array_equal(got.unit, given.unit[kept])
+    np.testing.assert_array_equal(got.x, given.x[:, kept])
 
 
 def test_groups_are_read_from_a_table(tmp_path):

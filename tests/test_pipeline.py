@@ -215,6 +215,24 @@ def test_what_cannot_be_known_is_said(small_run, reviews, tmp_path, chosen, note
             assert not column.dtype.is_float() or not column.is_nan().any()
 
 
+def test_copies_are_counted_and_left_out_of_the_tests(small_run, reviews, tmp_path):
+    """The same documents with copies between them, in other case and with other white space."""
+    table = pq.read_table(reviews)
+    copies = table.slice(100, 150).set_column(
+        table.column_names.index("text"), "text",
+        [[text.upper().replace(" ", "  ") for text in table["text"].to_pylist()[100:250]]])
+    pq.write_table(pa.concat_tables([table.slice(0, 300), copies, table.slice(300)]),
+                   tmp_path / "copies.parquet")
+    made = run(tmp_path / "copies.parquet", tmp_path / "run")
+    assert set(made.sql("model_summary")["n_documents"]) == {750}
+    assert set(made.sql("model_summary")["n_copies"]) == {150}
+    mine, theirs = (own.sql("SELECT * FROM word_statistics ORDER BY model, score, form")
+                    for own in (made, small_run))
+    for name in ("form", "n_documents", "n_errors"):
+        assert mine[name].equals(theirs[name])
+    np.testing.assert_allclose(mine["z"], theirs["z"], atol=1e-3)
+
+
 def test_a_moved_run_still_answers(small_run, tmp_path, monkeypatch):
     moved = shutil.copytree(small_run.folder, tmp_path / "it's moved")
     monkeypatch.chdir(tmp_path)

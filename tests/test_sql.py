@@ -40,7 +40,7 @@ def test_each_file_says_what_it_is(kind, name, sql):
     assert "-- One row:" in sql
     assert len(database.purpose(sql)) > 10
     if kind == "views":
-        kind_of = "TABLE" if name == "strata" else "VIEW"
+        kind_of = "TABLE" if name in ("strata", "tested_documents") else "VIEW"
         assert f"CREATE OR REPLACE {kind_of} {name} AS" in sql
         assert "-- Source:" in sql
 
@@ -226,6 +226,7 @@ def strata_of(sizes, seed=0):
     connection = duckdb.connect()
     connection.register("documents", pa.table({
         "row": np.arange(n), "n_words": rng.integers(1, 60, n), "slice": pa.nulls(n, pa.string())}))
+    connection.execute("CREATE TABLE tested_documents AS SELECT row FROM documents")
     connection.register("predictions", pa.table({
         "model": ["m"] * n, "row": np.arange(n), "label": label, "predicted": predicted,
         "confidence": rng.random(n).round(2), "correct": label == predicted}))

@@ -152,7 +152,7 @@ def test_benjamini_hochberg_in_sql_is_scipys():
     })
     connection = duckdb.connect()
     connection.register("tested_words", rows)
-    connection.execute("CREATE TABLE documents AS SELECT 1 AS row")
+    connection.execute("CREATE TABLE tested_documents AS SELECT 1 AS row")
     connection.execute(database.sql_files("views")["word_statistics"].replace("REPLACE VIEW",
                                                                               "REPLACE TEMP VIEW"))
     got = connection.sql("FROM word_statistics ORDER BY form").to_arrow_table()

@@ -148,26 +148,31 @@ def _sums(stage: Stage, progress: Progress) -> None:
     """Write each shard's sums, and put its pairs into the scratch database."""
     masses_of = ", ".join(f"{column} DOUBLE" for column in _mass_columns(stage))
     stage.scratch.execute(f"CREATE TABLE pairs (unit INTEGER, document INTEGER, {masses_of})")
-    n_done = 0
     for name in stage.plan.shard_names():
-        offsets, places = units.places(stage.run / "documents" / name, stage.units)
-        first, n_done = n_done, n_done + len(offsets) - 1
+        row, offsets, places = units.places(stage.run / "documents" / name, stage.units)
+        place = _places_among(stage, row)
         columns: dict[str, Any] = {}
-        for model in stage.models:
+        for model, strata in stage.strata.items():
             scores = masses.read_scores(stage.run / model / "scores" / name, stage.plan.scores)
             pairs = masses.pairs(offsets, places, scores, len(stage.units))
-            strata = stage.strata[model]
-            masses.write_sums(
-                stage.run / model / "sums" / name, model, stage.units, stage.plan.scores, pairs,
-                strata.stratum[:, first:n_done], strata.error[first:n_done], np.diff(offsets),
-            )
+            n_words = np.diff(offsets)[pairs.document][place[pairs.document] >= 0]
+            pairs = masses.among(pairs, place)
+            masses.write_sums(stage.run / model / "sums" / name, model, stage.units,
+                              stage.plan.scores, pairs, strata.stratum, strata.error, n_words)
             columns |= dict(zip(_mass_columns(stage, model), pairs.x, strict=True))
-        table = pa.table({"unit": pairs.unit, "document": pairs.document + first, **columns})
+        table = pa.table({"unit": pairs.unit, "document": pairs.document, **columns})
         stage.scratch.register("shard", table)
         stage.scratch.execute("INSERT INTO pairs FROM shard")
         stage.scratch.unregister("shard")
-        progress(len(offsets) - 1, len(next(iter(stage.strata.values())).rows))
+        progress(len(row), stage.plan.n_rows or 0)
     stage.connection.execute(sql_files("views")["word_sums"])
+
+
+def _places_among(stage: Stage, row: Any) -> Any:
+    """Index of each row among the tested documents; -1 where it is not one."""
+    rows = next(iter(stage.strata.values())).rows
+    place = np.searchsorted(rows, row)
+    return np.where(np.append(rows, -1)[place] == row, place, -1)
 
 
 def _mass_columns(stage: Stage, *models: str) -> list[str]:
@@ -229,7 +234,8 @@ def _documents(stage: Stage) -> dict[str, Any]:
     table: pa.Table = stage.connection.sql(
         f'SELECT "row", dense_rank() OVER (ORDER BY any_value(p.label)) AS label, '
         f"coalesce(any_value(slice), '') AS slice, {confidences} "
-        'FROM predictions AS p JOIN documents USING ("row") GROUP BY "row" ORDER BY "row"',
+        'FROM predictions AS p JOIN documents USING ("row") '
+        'SEMI JOIN tested_documents USING ("row") GROUP BY "row" ORDER BY "row"',
         params=stage.models,
     ).to_arrow_table()
     return {str(name): table[name].to_numpy() for name in table.column_names}

@@ -71,6 +71,13 @@ def pairs(
     return by_unit(reduce(joined, [_pairs(offsets, own, scores, n_units) for own in places]))
 
 
+def among(given: Pairs, place: Integers) -> Pairs:
+    """The pairs of the documents whose place among others is not negative, which is then theirs."""
+    own = place[given.document]
+    kept = own >= 0
+    return Pairs(given.unit[kept], own[kept], given.covered[kept], given.x[:, kept])
+
+
 def joined(one: Pairs, other: Pairs) -> Pairs:
     """All pairs of both."""
     return Pairs(*(np.concatenate([a, b], axis=-1) for a, b in (
@@ -159,11 +166,11 @@ def write_sums(
         units: what is tested.
         names: the scores.
         given: pairs of the shard.
-        strata: [2, n] of the documents, under the references "predicted" and "label".
-        error: [n]
-        n_words: [n]
+        strata: [2, N] of all documents, under the references "predicted" and "label".
+        error: [N]
+        n_words: [pairs] of the pairs' documents.
     """
-    lifted = n_words[given.document] / given.covered
+    lifted = n_words / given.covered
     own = strata[:, given.document].astype(np.int64)
     # A unit's pairs, by its pairs of strata; a pair of strata is of errors alone, or of none.
     order = np.lexsort((own[1], own[0], given.unit))

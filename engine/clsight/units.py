@@ -90,7 +90,7 @@ def tested(
     """The units that at least `min_documents` documents of a run hold.
 
     Args:
-        connection: to a database in whose folder the run lies.
+        connection: to the run's database, which has `tested_documents`.
         min_documents: least support.
         bigrams: whether pairs of neighbouring words are tested.
         groups: of words.
@@ -141,10 +141,15 @@ def _memberships(
     return members, (np.concatenate([[0], np.cumsum(counts)]), pairs[1])
 
 
-def places(shard: Path, units: Units) -> tuple[Integers, list[Places]]:
-    """Offsets [n + 1] of the words of a shard's usable documents, and where the units stand."""
-    table = pq.read_table(shard, columns=["text", "form", "start", "reason"])
+def places(shard: Path, units: Units) -> tuple[Integers, Integers, list[Places]]:
+    """Where the units stand in a shard's n usable documents.
+
+    Returns:
+        rows [n] of the documents, offsets [n + 1] of their words, and the places.
+    """
+    table = pq.read_table(shard, columns=["row", "text", "form", "start", "reason"])
     table = table.filter(table["reason"].is_null()).combine_chunks()
+    row = table["row"].to_numpy()
     n_words = pc.list_value_length(table["form"]).to_numpy().astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(n_words)])
     forms = pc.list_flatten(table["form"])
@@ -155,7 +160,7 @@ def places(shard: Path, units: Units) -> tuple[Integers, list[Places]]:
         found.append(_bigram_places(table, offsets, code, units))
     if len(units.groups[1]):
         found.append(_group_places(forms, offsets, units))
-    return offsets, found
+    return row, offsets, found
 
 
 def _bigram_places(table: pa.Table, offsets: Integers, code: Integers, units: Units) -> Places:
@@ -190,7 +195,7 @@ _WORDS = """
 SELECT form, count(*) AS n_documents
 FROM (
     SELECT unnest(list_distinct(form)) AS form
-    FROM read_parquet('documents/*.parquet') WHERE reason IS NULL
+    FROM read_parquet('documents/*.parquet') SEMI JOIN tested_documents USING ("row")
 )
 GROUP BY form HAVING count(*) >= $least ORDER BY form"""
 
@@ -204,7 +209,7 @@ WITH neighbours AS (
         ),
         lambda w: {one: w[1], other: w[2]}
     )), recursive := true)
-    FROM read_parquet('documents/*.parquet') WHERE reason IS NULL
+    FROM read_parquet('documents/*.parquet') SEMI JOIN tested_documents USING ("row")
 )
 SELECT one || ' ' || other AS form, count(*) AS n_documents, one, other
 FROM neighbours
@@ -216,6 +221,6 @@ _GROUPS = """
 SELECT name AS form, count(DISTINCT "row") AS n_documents
 FROM (
     SELECT "row", unnest(list_distinct(form)) AS form
-    FROM read_parquet('documents/*.parquet') WHERE reason IS NULL
+    FROM read_parquet('documents/*.parquet') SEMI JOIN tested_documents USING ("row")
 ) JOIN member USING (form)
 GROUP BY name HAVING count(DISTINCT "row") >= $least ORDER BY name"""

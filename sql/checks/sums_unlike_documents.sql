@@ -5,7 +5,7 @@ WITH held AS (
     SELECT form, count(*) AS n_held
     FROM (
         SELECT unnest(list_distinct(form)) AS form
-        FROM read_parquet('documents/*.parquet') WHERE reason IS NULL
+        FROM read_parquet('documents/*.parquet') SEMI JOIN tested_documents USING ("row")
     )
     GROUP BY form
 ),

@@ -4,8 +4,10 @@
 --          adjusted ratio that would be found in half of the tested words (detectable_rare: of the
 --          rarest ones) with a probability of 80 %; n_comparable_errors the errors that stand in
 --          strata with correct documents, under the reference that leaves fewer.
+--          n_copies are documents whose words and label an earlier one has: they are counted,
+--          and left out of the tests.
 -- Source:  outcomes, which clsight sums up from predictions when it makes the database;
---          tested_words, stratification, over_attended, neglected, under_attended, run_parameters.
+--          tested_words, tested_documents, stratification, over_attended, neglected, under_attended, run_parameters.
 CREATE OR REPLACE VIEW model_summary AS
 WITH tested AS (
     SELECT
@@ -51,6 +53,7 @@ outcome AS (
 SELECT
     model, n_documents, n_errors, accuracy, mean_confidence, mean_confidence_errors, mean_pieces,
     n_truncated,
+    n_documents - n_all AS n_copies,
     coalesce(n_words_tested, 0) AS n_words_tested,
     coalesce(n_over_attended, 0) AS n_over_attended,
     coalesce(n_neglected, 0) AS n_neglected,
@@ -78,5 +81,5 @@ LEFT JOIN missed USING (model)
 LEFT JOIN less USING (model)
 LEFT JOIN (
     SELECT *, if(reference = 'label', 'gold label', 'prediction') AS reference_name FROM comparable
-) USING (model), run_parameters
+) USING (model), run_parameters, (SELECT count(*) AS n_all FROM tested_documents)
 ORDER BY accuracy DESC;

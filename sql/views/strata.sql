@@ -1,16 +1,16 @@
 -- What:    which documents are comparable: the strata within which errors are permuted.
--- One row: model, reference, document (row). Reference "predicted" compares errors with correct
+-- One row: model, reference, document (row) of tested_documents. Reference "predicted" compares errors with correct
 --          documents of the same prediction, "label" with those of the same gold label.
 -- Caveat:  stratum = class x confidence x length (within a slice, where there are any), numbered
 --          from 0 within model and reference. A class has ten confidence bins, more where it has
 --          more than 2,000 documents (as their fourth root, for what differs within a bin shows in
 --          large data), and fewer where a bin would have less than 20; a bin has three lengths,
 --          fewer where one would have less than 20. A table, not a view, for much reads it.
--- Source:  predictions, documents.
+-- Source:  predictions, documents, tested_documents.
 CREATE OR REPLACE TABLE strata AS
 WITH document AS (
     SELECT model, "row", slice, predicted, p.label, confidence, NOT correct AS error, n_words
-    FROM predictions AS p JOIN documents USING ("row")
+    FROM predictions AS p JOIN documents USING ("row") SEMI JOIN tested_documents USING ("row")
 ),
 referred AS (
     SELECT *, 'predicted' AS reference, predicted AS class FROM document

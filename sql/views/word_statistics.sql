@@ -14,7 +14,7 @@
 --          against both references. detectable_ratio is the adjusted ratio that would have been
 --          found with a probability of 80 %, were it the only one.
 --          note is null but where a figure needs a word of explanation.
--- Source:  tested_words, which clsight makes from word_sums and from permutations; documents.
+-- Source:  tested_words, which clsight makes from word_sums and from permutations; tested_documents.
 CREATE OR REPLACE VIEW word_statistics AS
 WITH ranked AS (
     SELECT *,
@@ -45,4 +45,4 @@ SELECT
         WHEN n_errors = n_documents THEN 'in errors alone: no ratio'
         WHEN n_documents = n_all THEN 'in every document: its presence says nothing'
     END AS note
-FROM ranked, (SELECT count(*) AS n_all FROM documents);
+FROM ranked, (SELECT count(*) AS n_all FROM tested_documents);
