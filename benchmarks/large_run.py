@@ -12,6 +12,7 @@ again goes on where it was stopped.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -20,8 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy import special
 
-from clsight import database, profiles, shards, statistics, tables, weights
+from clsight import build as stage
+from clsight import profiles, shards, statistics, tables, weights
+from clsight.bootstrap import Resampled
 from clsight.plan import DatasetPlan, ModelPlan, Plan
 from clsight.words import segment
 
@@ -127,6 +131,7 @@ def documents(random, words, row, usable, offsets, label):
     return pa.table({
         "row": row, "document_id": row, "text": pc.binary_join(form, " "),
         "text_pair": pa.nulls(len(row), pa.string()), "label": label,
+        "slice": pa.nulls(len(row), pa.string()),
         "reason": pc.if_else(pa.array(usable), None, "text is empty"),
         "form": form,
         "start": pa.ListArray.from_arrays(lists, (end - words.length[drawn]).astype(np.int32)),
@@ -191,17 +196,30 @@ def agreement(random, model, n):
     }).cast(tables.agreement())
 
 
-def seeded_test(mass, strata, options):
-    """Stands in for `statistics.test_words`: random numbers, a strong z for one word in 200."""
-    shape = (len(mass.x), len(mass.offsets) - 1)
+class SeededBootstrap:
+    """Stands in for `Bootstrap`: random numbers."""
+
+    def __init__(self, strata, seed, resamples):
+        self.random = np.random.default_rng(SEED)
+
+    def resample(self, masses):
+        shape = (len(masses), *masses[0].shape)
+        return Resampled(self.random.random((2, *shape)), self.random.random((*shape, 4, 2)),
+                         np.broadcast_to(np.eye(len(masses)), (*shape[1:], *shape[:1] * 2)))
+
+
+def seeded_p(moments, mass, units, permutations, max_skewness):
+    """Stands in for `statistics.one_sided`: random numbers, a strong z for one unit in 200."""
+    shape = moments.z[..., units].shape
     random = np.random.default_rng([SEED, int(mass.offsets[-1])])
-    z = random.normal(0, 1, shape) + 8 * (random.random(shape) < 0.005)
-    p = np.exp(-np.maximum(z, 0) ** 2 / 2) / 2
-    return statistics.Tested(z, p, 1 / (1 + np.exp(-2 * z)))
+    z = random.normal(0, 1, shape) + 8 * (random.random(shape[-1]) < 0.005)
+    return np.stack([special.ndtr(-z), special.ndtr(z)]), np.zeros(shape[-1], dtype=bool)
 
 
 def build(run, plan, tested):
     """The run's database by the package's own code, with its test of words or a seeded one."""
-    test = statistics.test_words if tested else seeded_test
-    with mock.patch.object(statistics, "test_words", test):
-        database.build(run, plan, statistics.Options())
+    with ExitStack() as stack:
+        if not tested:
+            stack.enter_context(mock.patch.object(stage, "Bootstrap", SeededBootstrap))
+            stack.enter_context(mock.patch.object(statistics, "one_sided", seeded_p))
+        stage.build(run, plan, statistics.Options())

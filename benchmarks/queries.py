@@ -11,9 +11,8 @@ document and for an aggregate. `growth` is the ratio of medians of one size and 
 beside that of the word rows. `floor` reads and counts the columns that the hardest questions read,
 and asks nothing of them; `nothing` reads nothing, so that its memory is that of the libraries.
 
-`build` is the whole of `database.build`, and its parts. Above 10 million word rows the permutations
-and the bootstrap (`test_words`) take longer than all else here together: there z, p and consistency
-are seeded random numbers, and all else is as in every run.
+`build` is the whole of `build.build`, and its parts. Above 10 million word rows p and what comes of
+the bootstrap are seeded random numbers, and all else is as in every run.
 
 What was measured is kept in the folder, so that the same command goes on where it was stopped;
 --again NAME … measures these questions anew. Nothing else should run.
@@ -30,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
@@ -57,14 +57,15 @@ def questions(plan, form):
     asked = {"nothing": ("floor", None, "SELECT 1", {}), "floor": ("floor", None, FLOOR, {})}
     for name, sql in database.sql_files("queries").items():
         target = ROWS if name in ("errors", "examples") else SUMS
-        if name == "examples":
+        if "form" in database.parameters(sql):
             for kind, word in zip(("frequent", "rare"), form, strict=True):
                 asked[f"{name} ({kind} word)"] = ("query", target, name, {"form": word})
         else:
-            needed = {"score": "contribution"} if "score" in database.parameters(sql) else {}
-            asked[name] = ("query", target, name, needed)
+            asked[name] = ("query", target, name, {})
     for name in ("bad_documents", "compare_scores", "head_profile", "head_weights",
-                 "model_summary", "neglected", "over_attended", "word_statistics"):
+                 "heterogeneity", "model_differences", "model_summary", "neglected",
+                 "only_over_attended", "over_attended", "shared_over_attended", "slice_agreement",
+                 "slice_statistics", "stratification", "under_attended", "word_statistics"):
         target = ROWS if name == "bad_documents" else SUMS
         asked[name] = ("relation", target, name, {})
     for name, key in (("documents", "document_id"), ("predictions", "document_id"),
@@ -80,6 +81,8 @@ def questions(plan, form):
                            "GROUP BY model",
         "word_mass, one form": f"SELECT model, sum(contribution) FROM word_mass "
                                f"WHERE form = '{form[1]}' GROUP BY model",
+        "word_sums, one form": f"SELECT sum(contribution_s1) FROM word_sums "
+                               f"WHERE form = '{form[0]}'",
         "strata, aggregate": "SELECT model, reference, max(stratum), count(*) FROM strata "
                              "GROUP BY model, reference",
     }.items():
@@ -104,8 +107,8 @@ def build(run, tested):
     """Child process: make the database of a run; the seconds of the whole and of its parts."""
     from large_run import build
 
-    from clsight import database, plan
-    from clsight import statistics as tests
+    from clsight import build as stage
+    from clsight import plan
 
     seconds = {}
 
@@ -117,15 +120,13 @@ def build(run, tested):
             return answer
         return call
 
-    with (
-        mock.patch.object(database, "_strata", timed("strata", database._strata)),
-        mock.patch.object(database, "_tested_mass", timed("tested_mass", database._tested_mass)),
-        mock.patch.object(database, "_block", timed("blocks", database._block)),
-        mock.patch.object(tests, "test_words", timed("test_words", tests.test_words)),
-    ):
+    with ExitStack() as stack:
+        for name in ("_relations", "_strata", "_sums", "_moments", "_test"):
+            stack.enter_context(
+                mock.patch.object(stage, name, timed(name[1:], getattr(stage, name))))
         timed("all", build)(Path(run), plan.load(Path(run)), tested)
-    # Blocks are described and tested; what is left of them is reading.
-    seconds["blocks"] -= seconds.get("test_words", 0)
+    # Moments are added up at the beginning of the test.
+    seconds["test"] -= seconds.get("moments", 0)
     rounded = {name: round(value, 3) for name, value in seconds.items()}
     return {"seconds": rounded.pop("all"), "parts": rounded, "tested": tested}
 

@@ -23,3 +23,10 @@ def bound() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+
+
+def release() -> None:
+    """Give memory that is free back to the system, where glibc can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -10,7 +10,7 @@ those near the threshold.
 
 import threading
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,15 +31,20 @@ class Permutations:
     """Permutations of the errors of some documents within their strata, under each reference."""
 
     def __init__(self, strata: Strata, seed: int, budget: int) -> None:
-        """Prepare what all units share; `budget` is the most permutations of a unit."""
+        """`budget` is the most permutations of a unit."""
         self.strata, self.rows = strata, strata.rows.astype(np.uint32)
         self.keys = keys(seed, PERMUTATIONS, budget)
         self.n, self.k = strata.counts()
-        self.limits = np.zeros((*self.n.shape, min(JOINT, budget)), dtype=np.uint32)
-        for stratum, n, k, limits in zip(strata.stratum, self.n, self.k, self.limits, strict=True):
+
+    @cached_property
+    def limits(self) -> npt.NDArray[np.uint32]:
+        """[references, strata, shared permutations]: errors are the documents with less."""
+        found = np.zeros((*self.n.shape, min(JOINT, self.keys.shape[1])), dtype=np.uint32)
+        for stratum, n, k, limits in zip(self.strata.stratum, self.n, self.k, found, strict=True):
             rows = self.rows[np.argsort(stratum, kind="stable")]
             in_threads(partial(_limits, rows, n, k, self.keys, limits),
                        even_cuts(np.arange(limits.shape[1] + 1)))
+        return found
 
     def p_values(self, mass: Mass, chosen: npt.NDArray[np.bool_]) -> Floats:
         """One-sided p [2, references, scores, W]: the sum over errors is as high, as low.

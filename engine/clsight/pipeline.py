@@ -154,6 +154,7 @@ def _complete(
         return
     if any(pending.values()):
         _extract_and_score(folder, plan, pending, device, tokens_per_batch, progress, clock)
+        memory.release()
     with clock.stage("statistics"):
         _build(folder, plan, options, progress)
     log.info("%s is complete", folder)
