@@ -7,7 +7,8 @@
 
 The last two are over some 19 million (document, word) pairs: words of Zipf frequencies in 1 million
 documents, with 1 score and with 4. NumPy makes a few replicates of each; its times are scaled to
-all of them. Permutations are timed with the rule that stops words early, and without it.
+all of them. Permutations are timed with the rule that stops words early, and without it, as the
+most extreme word of each permutation needs them all.
 
 Systems alternate in one process; a ratio is of two times of the same round, the result file has
 the median, least and greatest. Each part is a process of its own, so that peaks of memory are its.
@@ -30,9 +31,12 @@ import numba
 import numpy as np
 from result_file import finish, hardware
 
-from clsight import scores, statistics
+from clsight import bootstrap, permutations, scores
+from clsight.bootstrap import Bootstrap
 from clsight.kernels import even_cuts, in_threads
-from clsight.statistics import Mass, Options, Strata
+from clsight.masses import Mass
+from clsight.permutations import Permutations
+from clsight.replicates import Strata
 
 RESULT = Path(__file__).parent / "results" / "kernels.json"
 N_DOCUMENTS, N_HEADS, WEIGHTINGS = 200_000, 12, 3
@@ -127,27 +131,23 @@ def masses(n_pairs, n_scores, rng):
     offsets = np.concatenate([[0], np.cumsum([len(own) for own in held])])
     document = np.concatenate(held)
     x = rng.random((n_scores, len(document)))
-    stratum = rng.integers(0, N_STRATA, (2, n))
+    stratum = rng.integers(0, N_STRATA, (2, n)).astype(np.int32)
     return Mass(offsets, document, x), Strata(np.arange(n), stratum, rng.random(n) < 0.15)
 
 
 def replicates_part(kind, n_pairs, n_scores):
-    """Seconds of `test_words` on many pairs, against NumPy one replicate after the other."""
+    """Seconds of all replicates of many pairs, against NumPy one replicate after the other."""
     rng = np.random.default_rng(0)
     mass, strata = masses(n_pairs, n_scores, rng)
-    if kind == "permutations":
-        options = Options(bootstrap=1, permutations=N_REPLICATES, permuted_below=len(strata.rows))
-    else:
-        options = Options(bootstrap=N_REPLICATES, permutations=1, permuted_below=0)
-    small, small_strata = masses(20_000, n_scores, rng)
-    statistics.test_words(small, small_strata, options)  # compiles
+    system = {"permutations": permute, "bootstrap": resample}[kind]
+    system(*masses(20_000, n_scores, rng))  # compiles
     result = {"pairs": len(mass.document), "documents": len(strata.rows), "scores": n_scores,
               "words": len(mass.offsets) - 1, "replicates": N_REPLICATES}
     with parts() as seconds:
-        result["seconds"] = timed(lambda: statistics.test_words(mass, strata, options))
+        result["seconds"] = timed(lambda: system(mass, strata))
     result["seconds_of_parts"] = dict(seconds)
     if kind == "permutations":
-        result["seconds_without_stopping"] = timed(lambda: all_permutations(mass, strata, options))
+        result["seconds_without_stopping"] = timed(lambda: permute_all(mass, strata))
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result["input_mib"] = (mass.document.nbytes + mass.x.nbytes) / 2**20
     prepared = {"permutations": numpy_permutation, "bootstrap": numpy_resample}[kind]
@@ -158,14 +158,19 @@ def replicates_part(kind, n_pairs, n_scores):
     return result | {"times_numpy": result["numpy_seconds_scaled"] / whole}
 
 
-def all_permutations(mass, strata, options):
-    """Every permutation of every word: no sum reaches infinity, so that none stops."""
-    shape = (len(mass.x), len(mass.offsets) - 1)
-    held, few = np.ones(len(strata.rows), bool), np.ones(shape[1], bool)
-    replicates = statistics._replicates(strata, options)
-    for reference in range(2):
-        statistics._permuted(mass, strata, reference, replicates, held, few,
-                             np.full(shape, np.inf), N_REPLICATES)
+def permute(mass, strata):
+    """p of every word, both sides and references."""
+    Permutations(strata, 0, N_REPLICATES).p_values(mass, np.ones(mass.shape[1], bool))
+
+
+def permute_all(mass, strata):
+    """The most extreme words of every permutation."""
+    Permutations(strata, 0, N_REPLICATES).extremes(mass, np.ones((2, *mass.shape)))
+
+
+def resample(mass, strata):
+    """Consistency, and intervals of four effect sizes, of every word."""
+    Bootstrap([strata], 0, N_REPLICATES).resample([mass])
 
 
 def numpy_permutation(mass, strata, rng):
@@ -197,7 +202,7 @@ def numpy_resample(mass, strata, rng):
 
 
 class parts:  # noqa: N801 (a context manager, read like a function)
-    """Context manager: seconds that `statistics` spends in each of its kernels."""
+    """Context manager: seconds that each kernel over replicates takes."""
 
     def __enter__(self):
         self.seconds = {}
@@ -207,11 +212,11 @@ class parts:  # noqa: N801 (a context manager, read like a function)
             spent = timed(lambda: in_threads(function, cuts))
             self.seconds[name] = self.seconds.get(name, 0) + spent
 
-        statistics.in_threads = threaded
+        permutations.in_threads = bootstrap.in_threads = threaded
         return self.seconds
 
     def __exit__(self, *_):
-        statistics.in_threads = in_threads
+        permutations.in_threads = bootstrap.in_threads = in_threads
 
 
 def timed(function):
