@@ -8,8 +8,11 @@
     extract     shards: tokenise | forward | write, overlapped -> MODEL/attention
     scores      rows and pieces -> one number per word and score -> MODEL/scores
     profiles    what heads look at and how scores agree -> MODEL/heads, MODEL/agreement
-    statistics  words that hold more of a score in errors than in comparable correct documents
-    database    the run in DuckDB: relations, named queries, free SQL
+    masses      words, bigrams and groups (units) -> shares of documents, summed by strata
+    statistics  which of them hold more in errors than in comparable correct documents, by
+                permutations and bootstrap; comparisons does so across models and within slices
+    build       all of this -> the run's database
+    database    relations, named queries, free SQL
 
 `run` does all of it, `open` reads what it left, `sql` asks; none of them needs the others' process.
 Importing clsight loads neither torch nor any of the above.
