@@ -88,7 +88,7 @@ def strata(group, confidence, n_words):
         part = ranked(confidence[of_class]) * bins // size
         for one in range(bins):
             of_bin = of_class[part == one]
-            lengths = max(1, min(3, len(of_bin) // 20))
+            lengths = max(1, min(len(of_bin) // 20, max(3, round(3 * np.cbrt(size / 2000)))))
             stratum[of_bin] = before + ranked(n_words[of_bin]) * lengths // len(of_bin)
             before += lengths
     return stratum
@@ -209,14 +209,14 @@ def of_model(documents, mass, forms, occurrences):
 def confound(runs):
     """Runs in which masses that know nothing of words show any word: share by kind and size."""
     documents, mass, _, _ = read(clsight.open(runs[0]), "uniform")["bert"]
-    return {kind: {str(n): confounded(kind, documents, mass, n) for n in (4262, 20_000, 60_000)}
+    return {kind: {str(n): confounded(kind, documents, mass, n) for n in (4262, 20_000, 100_000)}
             for kind in ("confidence", "length", "position")}
 
 
 def confounded(kind, documents, mass, n):
     """Shares of runs with any word over, under; the real documents where n is theirs."""
     found = []
-    for seed in range(40 if n < 10_000 else 10):
+    for seed in range(40):
         random = np.random.default_rng([seed, n])
         drawn = np.arange(n) if n == len(documents.label) else random.integers(
             0, len(documents.label), n)

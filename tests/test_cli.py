@@ -87,7 +87,7 @@ def test_query_alone_lists_what_can_be_asked(small_run):
     ("DROP VIEW words", "one SELECT statement"),
     ("COPY (SELECT 1) TO 'x.csv'", "one SELECT statement"),
     ("SELECT 1; SELECT 2", "one SELECT statement"),
-    ("nonsense", "no query or relation 'nonsense'"),
+    ("nonsense", "no query, relation or check 'nonsense'"),
     ("SELECT * FROM nowhere", "nowhere"),
     ("SELECT", "clsight:"),
     ("examples", "needs -p form="),

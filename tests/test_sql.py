@@ -236,7 +236,7 @@ def strata_of(sizes, seed=0):
 
 
 @pytest.mark.parametrize(("size", "bins", "lengths"), [
-    (1, 1, 1), (19, 1, 1), (45, 2, 1), (150, 7, 1), (600, 10, 3), (2000, 10, 3), (40_000, 21, 3),
+    (1, 1, 1), (19, 1, 1), (45, 2, 1), (150, 7, 1), (600, 10, 3), (2000, 10, 3), (40_000, 21, 8),
 ])
 def test_strata_are_bins_of_confidence_and_length_with_documents_enough(size, bins, lengths):
     own = strata_of([size, 5000]).filter(reference="label")

@@ -2,10 +2,10 @@
 -- One row: model, reference, document (row) of tested_documents. Reference "predicted" compares errors with correct
 --          documents of the same prediction, "label" with those of the same gold label.
 -- Caveat:  stratum = class x confidence x length (within a slice, where there are any), numbered
---          from 0 within model and reference. A class has ten confidence bins, more where it has
---          more than 2,000 documents (as their fourth root, for what differs within a bin shows in
---          large data), and fewer where a bin would have less than 20; a bin has three lengths,
---          fewer where one would have less than 20. A table, not a view, for much reads it.
+--          from 0 within model and reference. A class has ten confidence bins of three lengths.
+--          Where it has more than 2,000 documents, it has more (as their fourth and their cube root:
+--          what differs within a bin shows in large data); fewer where a bin would have less than
+--          20 documents. A table, not a view, for much reads it.
 -- Source:  predictions, documents, tested_documents.
 CREATE OR REPLACE TABLE strata AS
 WITH document AS (
@@ -33,13 +33,15 @@ by_confidence AS (
     )
 ),
 by_length AS (
-    SELECT * EXCLUDE (size, place), count(*) OVER same_bin AS size,
+    SELECT * EXCLUDE (size, place), size AS class_size, count(*) OVER same_bin AS size,
         row_number() OVER (same_bin ORDER BY n_words, "row") - 1 AS place
     FROM by_confidence
     WINDOW same_bin AS (PARTITION BY model, reference, slice, class, confidence_bin)
 ),
 binned AS (
-    SELECT *, greatest(1, least(3, size // 20))::INTEGER AS length_bins,
+    SELECT *, greatest(1, least(
+            size // 20, greatest(3, round(3 * cbrt(class_size / 2000)))::INTEGER
+        ))::INTEGER AS length_bins,
         (place * length_bins // size)::INTEGER AS length_bin
     FROM by_length
 )
