@@ -151,6 +151,56 @@ def kernels():
     ])
 
 
+def calibration():
+    """False alarms on real runs whose errors were permuted, confounds, and power."""
+    result = json.loads((RESULTS / "calibration.json").read_text())
+    parts = result["parts"]
+    kinds = ("own, more", "own, less", "both, more", "both, less", "over", "under")
+    false = table(
+        ["run, model, score", *kinds, "own p < 0.05", "larger p < 0.05", "Welch", "Mann-Whitney",
+         "log-odds"],
+        [[name, *(f"{one['permuted'][kind]:.1%}" for kind in kinds),
+          *(f"{one['permuted'][kind]:.1%}" for kind in ("own p < 0.05", "larger p < 0.05")),
+          *(f"{one['permuted'][kind]:.1f} ({one['real'][kind]})"
+            for kind in ("welch", "mann-whitney", "log-odds"))]
+         for name, one in parts["calibration"].items()])
+    sizes = list(next(iter(parts["confounds"].values())))
+    rounds = next(iter(parts["calibration"].values()))["rounds"]
+    confounds = table(
+        ["masses that depend on", *(f"{int(size):,} documents" for size in sizes)],
+        [[kind, *(f"{one[size]['q more']:.0%}, {one[size]['q less']:.0%}" for size in sizes)]
+         for kind, one in parts["confounds"].items()])
+    return "\n\n".join([
+        f"Errors of real runs permuted {rounds} times within the strata of a reference: share of "
+        "runs in which any word has q < 0.05 (own: by that reference; both: by the larger p), or "
+        "passes the whole criterion (over, under); share of words with p < 0.05; words that naive "
+        "tests name on average (on the real errors).",
+        false,
+        "Masses that know nothing of words: share of 40 runs in which any word has q < 0.05 "
+        "against both references, more and less.",
+        confounds,
+        power_table(parts["power"]),
+        measured_on(result | result["hardware"]),
+    ])
+
+
+def power_table(power):
+    """Recall and precision by documents, frequency and strength."""
+    cases = [name.split(", ") for name in power]
+    sizes = list(dict.fromkeys(n for n, _, _ in cases))
+    rows = []
+    for frequency, times in dict.fromkeys((f, t) for _, f, t in cases):
+        row = [f"{float(frequency):.0%}", times]
+        for n in sizes:
+            one = power[f"{n}, {frequency}, {times}"]
+            precision = "–" if one["precision"] is None else f"{one['precision']:.2f}"
+            row.append(f"{one['recall']:.2f} / {precision}")
+        rows.append(row)
+    return "Two planted words among 200: recall / precision of `over_attended`.\n\n" + table(
+        ["in documents", "odds of an error, times", *(f"{int(n):,} documents" for n in sizes)],
+        rows)
+
+
 def whole():
     """The share of a run that is its forward loop."""
     result = json.loads((RESULTS / "whole.json").read_text())
@@ -282,7 +332,8 @@ def main():
 
 
 TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction,
-          "whole": whole, "kernels": kernels, "queries": queries}
+          "whole": whole, "kernels": kernels, "queries": queries,
+          "calibration": calibration}
 
 
 if __name__ == "__main__":
