@@ -1,146 +1,311 @@
-"""What the test of words finds where nothing is, and where something is, on data made with a seed.
+"""Does the test of words cry wolf, and does it find what is there?
 
-    calibration  errors of real runs, permuted within the strata of one reference: then that
-                 reference has nothing to find, and so have both together. Beside it, the tests that
-                 are often done instead
-    confounds    attention that follows confidence, length or place, and no word, in samples of
-                 several sizes: what is left of the confound within strata?
-    power        planted shortcuts in made documents: are they found, and what else?
-    tails        Pearson III and normal tails against 400,000 permutations
+    calibration  errors of real runs permuted within the strata of a reference: nothing is to be
+                 found, by either reference, by both, or by the whole criterion. Where errors are
+                 permuted within the strata of predictions, labels follow from them (two classes),
+                 and strata of the labels are made anew by the rule of sql/views/strata.sql; and
+                 the other way round. Beside it, on the same permuted errors and on the real ones,
+                 what is often done instead: Welch's t-test and Mann-Whitney's of a word's mass in
+                 errors against correct documents, and the log-odds of its occurrences with an
+                 informative Dirichlet prior (Monroe, Colaresi and Quinn 2008)
+    confounds    real documents, errors and confidences; masses that depend on confidence, on
+                 length, or on the place of a word alone, in samples of several sizes
+    power        made documents, in which errors follow from words, by number of documents
 
-    python benchmarks/calibration.py [--part calibration confounds power tails]
-        [-o benchmarks/results/calibration.json]
+All at the level of masses and strata, by the package's own code; seeded.
 
-The result file is merged part by part. Runs of real data are made in the folder for temporary files
-(see cases.py); the test itself is criterion.py, compared with the tables of the runs first.
+    python benchmarks/calibration.py RUN [RUN …] [--part calibration …] [-o RESULT.json]
+
+A RUN is a folder that clsight made with two classes in --dtype float32.
 """
 
 import argparse
 import json
-import os
 import sys
-import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import cases
 import numpy as np
-from criterion import OPTIONS, adjusted, examined, findings, rule_in_use, strata
-from naive_tests import Naive
+import scipy.stats
 from result_file import finish, hardware
 
-RESULT = Path(__file__).parent / "results" / "calibration.json"
-REFERENCES = ("predicted", "label")
-N_PERMUTATIONS = 200
+import clsight
+from clsight import comparisons, statistics
+from clsight.bootstrap import Bootstrap
+from clsight.masses import Mass
+from clsight.permutations import Permutations
+from clsight.replicates import Strata
+
+ROUNDS, PERMUTATIONS, RESAMPLES = 200, 20_000, 200
+LEVEL = 0.05
 
 
-def calibration(rule):
-    """Findings under permuted errors, model by model, and what naive tests find."""
+@dataclass(frozen=True)
+class Documents:
+    """N documents of two classes as a model sees them."""
+
+    label: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    n_words: np.ndarray
+
+    @property
+    def strata(self):
+        """Strata under both references, and errors."""
+        given = (self.confidence, self.n_words)
+        return Strata(np.arange(len(self.label)),
+                      np.stack([strata(self.predicted, *given), strata(self.label, *given)]),
+                      self.label != self.predicted)
+
+    def permuted(self, reference, random):
+        """With errors permuted within the strata of a reference, whose classes stay."""
+        own = self.strata
+        error = own.error.copy()
+        for stratum in np.unique(own.stratum[reference]):
+            inside = np.flatnonzero(own.stratum[reference] == stratum)
+            error[inside] = error[random.permutation(inside)]
+        if reference == 0:
+            return Documents(np.where(error, 1 - self.predicted, self.predicted), self.predicted,
+                             self.confidence, self.n_words)
+        return Documents(self.label, np.where(error, 1 - self.label, self.label), self.confidence,
+                         self.n_words)
+
+
+def ranked(value):
+    """Rank of each value from 0; equal ones in their order."""
+    rank = np.empty(len(value), dtype=np.int64)
+    rank[np.argsort(value, kind="stable")] = np.arange(len(value))
+    return rank
+
+
+def strata(group, confidence, n_words):
+    """The rule of sql/views/strata.sql in NumPy."""
+    stratum, before = np.empty(len(group), dtype=np.int32), 0
+    for own in np.unique(group):
+        of_class = np.flatnonzero(group == own)
+        size = len(of_class)
+        bins = max(1, min(size // 20, max(10, round(10 * (size / 2000) ** 0.25))))
+        part = ranked(confidence[of_class]) * bins // size
+        for one in range(bins):
+            of_bin = of_class[part == one]
+            lengths = max(1, min(len(of_bin) // 20, max(3, round(3 * np.cbrt(size / 2000)))))
+            stratum[of_bin] = before + ranked(n_words[of_bin]) * lengths // len(of_bin)
+            before += lengths
+    return stratum
+
+
+def read(run, score):
+    """Documents of each model of a run, masses of the tested words, and their forms."""
     found = {}
-    for dataset, models in cases.RUNS.items():
-        run = cases.run(dataset)
-        for model in models:
-            case = cases.read(run, model)
-            refuse_other_tables(case, run, model, rule)
-            found[f"{dataset}, {model}"] = of_model(case, rule)
+    for model in run.plan.models:
+        rows = run.sql(
+            'SELECT "row", p.label, predicted, confidence, n_words FROM predictions AS p '
+            f"JOIN documents USING (\"row\") SEMI JOIN tested_documents USING (\"row\") "
+            f"WHERE model = '{model}' ORDER BY \"row\"")
+        pairs = run.sql(
+            f"SELECT form, \"row\", {score} AS x, n_occurrences FROM word_mass "
+            f"JOIN (SELECT DISTINCT form FROM tested_words WHERE kind = 'word') USING (form) "
+            f"SEMI JOIN tested_documents USING (\"row\") "
+            f"WHERE model = '{model}' ORDER BY form, \"row\"")
+        forms = pairs["form"].unique(maintain_order=True)
+        counts = pairs.group_by("form", maintain_order=True).len()["len"].cast(int).to_numpy()
+        mass = Mass(np.concatenate([[0], np.cumsum(counts)]),
+                    np.searchsorted(rows["row"].to_numpy(), pairs["row"].to_numpy()),
+                    pairs["x"].to_numpy()[None].copy())
+        columns = ("label", "predicted", "confidence", "n_words")
+        documents = Documents(*(rows[name].to_numpy() for name in columns))
+        found[model] = documents, mass, forms.to_list(), pairs["n_occurrences"].to_numpy()
     return found
 
 
-def refuse_other_tables(case, run, model, rule):
-    """Raise `ArithmeticError` where q is not what the run says."""
-    result = examined(case, rule)
-    for score, ours in zip(run.plan.scores, np.moveaxis(result.q, 1, 0), strict=True):
-        theirs = run.sql(f"SELECT q, q_under FROM word_statistics WHERE model = '{model}' "
-                         f"AND score = '{score}' ORDER BY form").to_numpy().T
-        if not np.allclose(ours, theirs, rtol=1e-9):
-            raise ArithmeticError(f"{model}, {score}: criterion.py does not agree with the run")
+def tested(documents, mass, seed):
+    """p [side, reference, word], and what the whole criterion finds: over, under [word]."""
+    own = documents.strata
+    moments = comparisons.moments(mass, own)
+    p, _ = statistics.one_sided(moments, mass, slice(None), Permutations(own, seed, PERMUTATIONS),
+                                statistics.Options.max_skewness)
+    p = p[:, :, 0]
+    ratio = statistics.describe(moments, own.error.sum(), (~own.error).sum())["mass_ratio"][0]
+    near = [significant(side.max(0)) for side in p]
+    found = np.zeros((2, p.shape[2]), bool)
+    if any(side.any() for side in near):
+        consistency = Bootstrap([own], seed, RESAMPLES).resample([mass]).consistency[:, 0, 0]
+        found[0] = near[0] & (consistency[0] >= 0.95) & ~(ratio < 1.2)
+        found[1] = near[1] & (consistency[1] >= 0.95) & (ratio <= 1 / 1.2)
+    return p, found
 
 
-def of_model(case, rule):
-    """Shares of permutations with any finding, by reference that they leave nothing to find."""
-    naive, error = Naive(case), case.documents.error
-    own = strata(case.documents, rule)
-    found = {"documents": len(error), "errors": int(error.sum()), "words": len(case.forms),
-             "strata": (own.stratum.max(1) + 1).tolist(),
-             "real": real(case, naive, rule), "permuted": {}}
-    for reference, name in enumerate(REFERENCES):
-        started, rng = time.perf_counter(), np.random.default_rng(reference)
-        errors = np.stack([permuted(own.stratum[reference], error, rng)
-                           for _ in range(N_PERMUTATIONS)])
-        rounds = [under(replace(case, documents=case.documents.with_errors(one, name)),
-                        reference, rule) for one in errors]
-        found["permuted"][name] = {
-            key: np.mean([one[key] for one in rounds], 0).tolist() for key in rounds[0]
-        } | {"naive": alarms(naive.p_values(errors))}
-        say(f"{name}: {time.perf_counter() - started:.0f} s", found["permuted"][name])
-    return found
+def significant(p):
+    """Words with q < `LEVEL` by Benjamini and Hochberg."""
+    return scipy.stats.false_discovery_control(np.minimum(p, 1)) < LEVEL
 
 
-def permuted(stratum, error, rng):
-    """Errors, drawn anew within each stratum."""
-    found = np.empty_like(error)
-    found[np.lexsort((rng.random(len(error)), stratum))] = error[np.argsort(stratum, kind="stable")]
-    return found
+def naive(documents, mass, occurrences):
+    """p [word] of the three tests that are often made instead, two-sided."""
+    error, n = documents.label != documents.predicted, len(documents.label)
+    welch, mann, counts = [], [], np.zeros((2, mass.shape[1]))
+    for word in range(mass.shape[1]):
+        entries = slice(mass.offsets[word], mass.offsets[word + 1])
+        x = np.zeros(n)
+        x[mass.document[entries]] = mass.x[0, entries]
+        welch.append(scipy.stats.ttest_ind(x[error], x[~error], equal_var=False).pvalue)
+        mann.append(scipy.stats.mannwhitneyu(x[error], x[~error]).pvalue)
+        for side, inside in enumerate((error, ~error)):
+            counts[side, word] = occurrences[entries][inside[mass.document[entries]]].sum()
+    return {"welch": np.array(welch), "mann-whitney": np.array(mann), "log-odds": odds(counts)}
 
 
-def under(case, reference, rule):
-    """What the test says of a labelling in which a reference has nothing to find, by score."""
-    result = examined(case, rule)
-    own, both = result.p[:, reference], result.p.max(1)
-    largest = OPTIONS.max_q
-    return {
-        "own": (result.q_own[:, reference] <= largest).any(-1),
-        "both": (result.q <= largest).any(-1),
-        "both, two-sided": (result.q_two_sided <= largest).any(-1),
-        "own p < 0.05": (own < 0.05).mean(-1),
-        "larger p < 0.05": (both < 0.05).mean(-1),
-    } | {name: units.any(-1) for name, units in findings(case, result).items()}
+def odds(counts):
+    """p [word] of the z of log-odds ratios; the prior is the words' frequency, 500 in all."""
+    prior = 500 * counts.sum(0) / counts.sum()
+    total = counts.sum(1, keepdims=True) + prior.sum()
+    logits = np.log((counts + prior) / (total - counts - prior))
+    z = (logits[0] - logits[1]) / np.sqrt((1 / (counts + prior)).sum(0))
+    return 2 * scipy.stats.norm.sf(np.abs(z))
 
 
-def alarms(p):
-    """Test -> by score: share of labellings with any q <= 0.05, and mean number of such words."""
-    named = {test: adjusted(np.moveaxis(own, 1, -1)) <= OPTIONS.max_q for test, own in p.items()}
-    return {test: {"any": q.any(-1).mean(1).tolist(), "words": q.sum(-1).mean(1).tolist()}
-            for test, q in named.items()}
-
-
-def real(case, naive, rule):
-    """What is found on the real labels, by score: by clsight, and by naive tests."""
+def calibrate(runs):
+    """Shares of permuted runs in which anything is found, and of words with p < 0.05."""
     found = {}
-    for name, units in findings(case, examined(case, rule)).items():
-        found[name] = [case.forms[own].tolist() for own in units]
-    for test, p in naive.p_values(case.documents.error[None]).items():
-        q = adjusted(p[..., 0])
-        found[test] = [{"words": int((own <= OPTIONS.max_q).sum()),
-                        "first": case.forms[least.argmin()], "p": float(least.min())}
-                       for own, least in zip(q, p[..., 0], strict=True)]
+    for path in runs:
+        for score in ("uniform", "contribution"):
+            for model, (documents, mass, forms, occurrences) in read(
+                    clsight.open(path), score).items():
+                key = f"{path.name}, {model}, {score}"
+                found[key] = of_model(documents, mass, forms, occurrences)
+                print(key, json.dumps(found[key]), file=sys.stderr)
     return found
 
 
-def say(*what):
-    """Progress."""
-    print(*(one if isinstance(one, str) else json.dumps(one) for one in what), file=sys.stderr,
-          flush=True)
+def of_model(documents, mass, forms, occurrences):
+    """Calibration of one model's test by one score."""
+    random, kept = np.random.default_rng(0), []
+    for seed in range(ROUNDS):
+        permuted = documents.permuted(seed % 2, random)
+        p, whole = tested(permuted, mass, seed)
+        own = p[:, seed % 2]
+        both = p.max(1)
+        kept.append({
+            "own, more": significant(own[0]).any(), "own, less": significant(own[1]).any(),
+            "both, more": significant(both[0]).any(), "both, less": significant(both[1]).any(),
+            "both, two-sided": significant(2 * both.min(0)).any(),
+            "over": whole[0].any(), "under": whole[1].any(),
+            "own p < 0.05": (own < LEVEL).mean(), "larger p < 0.05": (both < LEVEL).mean(),
+        })
+        if seed < 10:
+            kept[-1] |= {name: significant(values).sum()
+                         for name, values in naive(permuted, mass, occurrences).items()}
+    shares = {name: float(np.mean([one[name] for one in kept if name in one])) for name in kept[0]}
+    p, whole = tested(documents, mass, 0)
+    real = {name: int(significant(values).sum())
+            for name, values in naive(documents, mass, occurrences).items()}
+    least = np.argmin(first := naive(documents, mass, occurrences)["welch"])
+    return {"rounds": ROUNDS, "words": len(forms), "documents": len(documents.label),
+            "permuted": shares, "real": real | {"over": int(whole[0].sum()),
+                                                "under": int(whole[1].sum())},
+            "welch's first": [forms[least], float(first[least])]}
 
 
-PARTS = {"calibration": calibration}
+def confound(runs):
+    """Runs in which masses that know nothing of words show any word: share by kind and size."""
+    documents, mass, _, _ = read(clsight.open(runs[0]), "uniform")["bert"]
+    return {kind: {str(n): confounded(kind, documents, mass, n) for n in (4262, 20_000, 100_000)}
+            for kind in ("confidence", "length", "position")}
+
+
+def confounded(kind, documents, mass, n):
+    """Shares of runs with any word over, under; the real documents where n is theirs."""
+    found = []
+    for seed in range(40):
+        random = np.random.default_rng([seed, n])
+        drawn = np.arange(n) if n == len(documents.label) else random.integers(
+            0, len(documents.label), n)
+        some = Documents(*(getattr(documents, name)[drawn] for name in
+                           ("label", "predicted", "confidence", "n_words")))
+        # Ties are broken, so that a document drawn twice is not matched with itself alone.
+        some = Documents(some.label, some.predicted,
+                         some.confidence + random.normal(0, 1e-3, n), some.n_words)
+        p, whole = tested(some, made(kind, some, mass, random), seed)
+        both = p.max(1)
+        found.append([whole[0].any(), whole[1].any(), significant(both[0]).any(),
+                      significant(both[1]).any()])
+    return dict(zip(("over", "under", "q more", "q less"), np.mean(found, 0).tolist(),
+                    strict=True))
+
+
+def made(kind, documents, mass, random):
+    """Masses of words that stand in documents at random, longer ones more often."""
+    n = len(documents.label)
+    frequency = np.diff(mass.offsets) / len(np.unique(mass.document))
+    held = [np.flatnonzero(random.random(n) < np.minimum(
+        0.95, own * documents.n_words / documents.n_words.mean())) for own in frequency]
+    document = np.concatenate(held)
+    length = documents.n_words[document]
+    base = {"confidence": (1.5 - documents.confidence[document]) ** 3 / length,
+            "length": 1 / length**1.5,
+            "position": random.integers(1, length + 1) ** -1.0 / np.log(length + 2)}[kind]
+    x = base * random.gamma(4, 0.25, len(document))
+    return Mass(np.concatenate([[0], np.cumsum([len(own) for own in held])]), document, x[None])
+
+
+def power(_):
+    """Recall of planted words and precision, by their frequency, their strength and the data."""
+    found = {}
+    for n in (1000, 4000, 20_000, 100_000):
+        for frequency in (0.01, 0.05, 0.2):
+            for lift in (1.5, 2.0, 3.0):
+                found[f"{n}, {frequency}, {lift}"] = planted(n, frequency, lift)
+                print(n, frequency, lift, found[f"{n}, {frequency}, {lift}"], file=sys.stderr)
+    return found
+
+
+def planted(n, frequency, times, n_words=200, n_planted=2):
+    """Two words that raise the odds of an error `times`, and hold more where they do.
+
+    Documents of 5 to 35 words, of two classes; 15 % errors, less confident ones more often.
+    Words stand in them with frequencies between 1 and 20 % (planted ones with `frequency`); masses
+    are gamma / length. In a document with a planted word the odds of an error are `times` as high,
+    and where it errs the word holds twice its mass.
+    """
+    right, wrong, rounds = 0, 0, 10 if n < 20_000 else 2
+    for seed in range(rounds):
+        random = np.random.default_rng([seed, n, int(100 * frequency), int(10 * times)])
+        often = np.exp(random.uniform(np.log(0.01), np.log(0.2), n_words))
+        often[:n_planted] = frequency
+        length, label = random.integers(5, 36, n), random.integers(0, 2, n)
+        confidence = 1 / (1 + np.exp(-np.abs(random.normal(2, 1.5, n))))
+        holds = random.random((n_words, n)) < often[:, None]
+        odds_of = 0.18 * np.exp(3 * (0.85 - confidence)) * np.where(
+            holds[:n_planted].any(0), times, 1)
+        error = random.random(n) < odds_of / (1 + odds_of)
+        x = holds * random.gamma(4, 0.25, (n_words, n)) / length
+        x[:n_planted] *= np.where(error, 2, 1)
+        unit, document = np.nonzero(holds)
+        mass = Mass(np.concatenate([[0], np.cumsum(holds.sum(1))]), document,
+                    x[unit, document][None])
+        _, whole = tested(Documents(label, np.where(error, 1 - label, label), confidence, length),
+                          mass, seed)
+        right += whole[0, :n_planted].sum()
+        wrong += whole[0, n_planted:].sum()
+    return {"recall": right / (n_planted * rounds),
+            "precision": right / (right + wrong) if right + wrong else None}
+
+
+PARTS = {"calibration": calibrate, "confounds": confound, "power": power}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="+", type=Path)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("-o", "--output", type=Path, default=RESULT)
+    parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    rule = rule_in_use()
-    parts = json.loads(arguments.output.read_text())["parts"] if arguments.output.exists() else {}
+    done = {}
+    if arguments.output and arguments.output.exists():
+        done = json.loads(arguments.output.read_text())["parts"]
     for part in arguments.part:
-        started = time.perf_counter()
-        parts[part] = PARTS[part](rule) | {"seconds": time.perf_counter() - started}
-        say(f"{part}: {parts[part]['seconds']:.0f} s")
-    finish({
-        "benchmark": "calibration", "hardware": hardware() | {"cores": os.cpu_count()},
-        "scores": cases.SCORES, "rule": vars(rule), "parts": parts,
-    }, arguments.output)
+        done[part] = PARTS[part](arguments.run)
+    finish({"benchmark": "calibration", "hardware": hardware(), "parts": done}, arguments.output)
 
 
 if __name__ == "__main__":
