@@ -67,9 +67,9 @@ def build(
     """
     with shards.replaced(run / FILE) as path, ExitStack() as stack:
         connection = stack.enter_context(_opened(path, run, MEMORY_LIMIT))
-        scratch = stack.enter_context(
-            _opened(path.with_suffix(".pairs"), run, SCRATCH_LIMIT))
-        stack.callback(path.with_suffix(".pairs").unlink, missing_ok=True)
+        pairs = path.with_name(f"{path.name}.pairs")
+        stack.callback(pairs.unlink, missing_ok=True)
+        scratch = stack.enter_context(_opened(pairs, run, SCRATCH_LIMIT))
         _relations(connection, plan, options)
         groups = units.read_groups(options.groups) if options.groups else units.Groups()
         tested = units.tested(connection, options.min_documents, options.bigrams, groups)
@@ -95,7 +95,8 @@ def _opened(path: Path, run: Path, limit: str) -> duckdb.DuckDBPyConnection:
     path.unlink(missing_ok=True)
     connection = at(duckdb.connect(path), run)
     connection.execute(f"SET memory_limit = '{limit}'")
-    connection.execute(f"SET temp_directory = '{quoted(path.with_suffix('.tmp'))}'")
+    spilled = path.with_name(f"{path.name}.tmp")  # of its own: two databases are open
+    connection.execute(f"SET temp_directory = '{quoted(spilled)}'")
     return connection
 
 

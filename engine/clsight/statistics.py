@@ -112,8 +112,7 @@ def weaker(z: Floats) -> Floats:
 
 
 def one_sided(
-    moments: Moments, mass: Mass | None, units: slice, permutations: Permutations | None,
-    max_skewness: float,
+    moments: Moments, mass: Mass, units: slice, permutations: Permutations, max_skewness: float
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """p [2, R, S, W] that the mass in errors is as high, as low; and which W were permuted.
 
@@ -127,7 +126,7 @@ def one_sided(
     z, skewness = moments.z[..., units], moments.skewness[..., units]
     p = np.stack([pearson_tail(z, skewness), pearson_tail(-z, -skewness)])
     skewed: npt.NDArray[np.bool_] = np.any(np.abs(skewness) > max_skewness, axis=(0, 1))
-    if mass is not None and permutations is not None and skewed.any():
+    if skewed.any():
         p[..., skewed] = permutations.p_values(mass, skewed)[..., skewed]
         # A unit in all documents, or in none, of each stratum does not vary for some scores.
         p[..., skewed] = np.where(np.isnan(z[..., skewed]), 1.0, p[..., skewed])
