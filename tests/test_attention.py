@@ -1,5 +1,6 @@
 """The oracles: rows, contributions and logits against eager models with autograd, in float64."""
 
+import copy
 import gc
 import weakref
 
@@ -155,23 +156,30 @@ def expected(name, eager, classifier, ids, target=None):
     return scores | {"conservative": conservative(eager, own.layers[0], gates, inputs, target)}
 
 
-def assert_same(got, reference, names, tolerance=1e-5):
+def assert_same(got, reference, names, tolerance=1e-5, single=None):
+    """Within the tolerance, beside what float32 costs the eager model itself (`single`).
+
+    EuroBERT's contributions to 5 pieces are 8e-6 off in transformers' own float32 on one processor.
+    """
     for score in ("logits", "rows", *names):
         mine = got[score] if score in ("logits", "rows") else got[score].sum(0)
         scale = max(1, np.abs(reference[score]).max())
-        np.testing.assert_allclose(mine / scale, reference[score] / scale, rtol=0, atol=tolerance,
-                                   err_msg=score)
+        own = 0 if single is None else np.abs(single[score] - reference[score]).max() / scale
+        np.testing.assert_allclose(mine / scale, reference[score] / scale, rtol=0,
+                                   atol=tolerance + own, err_msg=score)
 
 
 @pytest.mark.parametrize("name", [*FAST, *GENERAL])
 def test_each_family_is_the_eager_model_with_autograd(name):
     eager = eager_model(name)
-    classifier = opened_model(name, eager)
+    classifier, single = opened_model(name, eager), copy.deepcopy(eager).float()
     differentiable(eager)
+    differentiable(single)
     names = SCORES if classifier.family.fast else WITHOUT_VALUES
     wanted = Wanted((0, 1, 2), names)
     for ids, got in zip(documents(), attended(classifier, documents(), wanted, 50), strict=True):
-        assert_same(got, expected(name, eager, classifier, ids), names)
+        assert_same(got, expected(name, eager, classifier, ids), names,
+                    single=expected(name, single, classifier, ids))
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert mean", "mpnet"])
