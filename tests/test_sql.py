@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import clsight
-from clsight import build, database, shards
+from clsight import blocks, build, database, shards
 from clsight.statistics import Options, weaker
 from reference import statistic
 
@@ -191,7 +191,7 @@ def test_model_summary_is_that_of_the_shards(small_run, answers):
 
 def test_words_are_tested_on_the_masses_of_all_documents(small_run, answers, tmp_path, monkeypatch):
     """Many blocks; effect sizes and z against plain sums over documents."""
-    monkeypatch.setattr(build, "PAIRS_PER_BLOCK", 300)
+    monkeypatch.setattr(blocks, "PAIRS_PER_BLOCK", 300)
     folder = tmp_path / "run"
     shutil.copytree(small_run.folder, folder)
     options = Options(min_documents=30, permutations=10, bootstrap=10)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clsight import comparisons, masses, shards, tables, units
+from clsight.blocks import Blocks
 from clsight.bootstrap import Bootstrap
 from clsight.database import FILE, at, quoted, sql_files, views_in_order
 from clsight.dataset import file_sha256
@@ -24,10 +26,8 @@ from clsight.statistics import Moments, Options
 from clsight.tested import Block, Heterogeneity, Names, PairTests, SliceTests, WordTests
 from clsight.units import Units
 
-PAIRS_PER_BLOCK = 250_000
-"""(unit, document) pairs in memory at a time while units are tested."""
-MEMORY_LIMIT, SCRATCH_LIMIT = "1GB", "128MB"
-"""For DuckDB while it builds a run, and for its sort of the pairs; beyond it, the disk is used."""
+MEMORY_LIMIT = "1GB"
+"""For DuckDB while it builds a run; beyond it, the disk is used."""
 REFERENCES = ("predicted", "label")
 
 Progress = Callable[[int, int], None]
@@ -42,8 +42,8 @@ class Stage:
     options: Options
     connection: duckdb.DuckDBPyConnection
     """The database that is made."""
-    scratch: duckdb.DuckDBPyConnection
-    """A database of its own for the pairs, since one is read while the other is written."""
+    blocks: Blocks
+    """The pairs of all shards and models."""
     units: Units
     strata: dict[str, Strata]
     """Of each model; all have the same rows."""
@@ -66,15 +66,14 @@ def build(
         progress: called with the documents whose sums were made, and their number in all.
     """
     with shards.replaced(run / FILE) as path, ExitStack() as stack:
-        connection = stack.enter_context(_opened(path, run, MEMORY_LIMIT))
-        pairs = path.with_name(f"{path.name}.pairs")
-        stack.callback(pairs.unlink, missing_ok=True)
-        scratch = stack.enter_context(_opened(pairs, run, SCRATCH_LIMIT))
+        connection = stack.enter_context(_opened(path, run))
+        scratch = Path(stack.enter_context(TemporaryDirectory(dir=run, prefix=".pairs")))
         _relations(connection, plan, options)
         groups = units.read_groups(options.groups) if options.groups else units.Groups()
         tested = units.tested(connection, options.min_documents, options.bigrams, groups)
         strata = {model: _strata(connection, model) for model in plan.models}
-        stage = Stage(run, plan, options, connection, scratch, tested, strata)
+        blocks = Blocks(scratch / "blocks", tested.table["n_documents"].to_numpy())
+        stage = Stage(run, plan, options, connection, blocks, tested, strata)
         _sums(stage, progress)
         _test(stage)
 
@@ -91,11 +90,11 @@ def is_built(run: Path, plan: Plan, options: Options) -> bool:
     return bool(stored == [_parameters(plan, options)])
 
 
-def _opened(path: Path, run: Path, limit: str) -> duckdb.DuckDBPyConnection:
+def _opened(path: Path, run: Path) -> duckdb.DuckDBPyConnection:
     path.unlink(missing_ok=True)
     connection = at(duckdb.connect(path), run)
-    connection.execute(f"SET memory_limit = '{limit}'")
-    spilled = path.with_name(f"{path.name}.tmp")  # of its own: two databases are open
+    connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
+    spilled = path.with_name(f"{path.name}.tmp")
     connection.execute(f"SET temp_directory = '{quoted(spilled)}'")
     return connection
 
@@ -147,13 +146,10 @@ def _strata(connection: duckdb.DuckDBPyConnection, model: str) -> Strata:
 
 
 def _sums(stage: Stage, progress: Progress) -> None:
-    """Write each shard's sums, and put its pairs into the scratch database."""
-    masses_of = ", ".join(f"{column} DOUBLE" for column in _mass_columns(stage))
-    stage.scratch.execute(f"CREATE TABLE pairs (unit INTEGER, document INTEGER, {masses_of})")
+    """Write each shard's sums, and put its pairs into their blocks."""
     for name in stage.plan.shard_names():
         row, offsets, places = units.places(stage.run / "documents" / name, stage.units)
-        place = _places_among(stage, row)
-        columns: dict[str, Any] = {}
+        place, x = _places_among(stage, row), []
         for model, strata in stage.strata.items():
             scores = masses.read_scores(stage.run / model / "scores" / name, stage.plan.scores)
             pairs = masses.pairs(offsets, places, scores, len(stage.units))
@@ -161,11 +157,8 @@ def _sums(stage: Stage, progress: Progress) -> None:
             pairs = masses.among(pairs, place)
             masses.write_sums(stage.run / model / "sums" / name, model, stage.units,
                               stage.plan.scores, pairs, strata.stratum, strata.error, n_words)
-            columns |= dict(zip(_mass_columns(stage, model), pairs.x, strict=True))
-        table = pa.table({"unit": pairs.unit, "document": pairs.document, **columns})
-        stage.scratch.register("shard", table)
-        stage.scratch.execute("INSERT INTO pairs FROM shard")
-        stage.scratch.unregister("shard")
+            x.append(pairs.x)
+        stage.blocks.add(pairs.unit, pairs.document, np.concatenate(x))
         progress(len(row), stage.plan.n_rows or 0)
     stage.connection.execute(sql_files("views")["word_sums"])
 
@@ -175,11 +168,6 @@ def _places_among(stage: Stage, row: Any) -> Any:
     rows = next(iter(stage.strata.values())).rows
     place = np.searchsorted(rows, row)
     return np.where(np.append(rows, -1)[place] == row, place, -1)
-
-
-def _mass_columns(stage: Stage, *models: str) -> list[str]:
-    return [f"x_{stage.models.index(model)}_{score}"
-            for model in models or stage.models for score in range(len(stage.plan.scores))]
 
 
 def _test(stage: Stage) -> None:
@@ -315,29 +303,10 @@ GROUP BY unit
 
 
 def _blocks(stage: Stage, bootstrap: Bootstrap) -> Iterator[Block]:
-    """Units and their masses by each model, some `PAIRS_PER_BLOCK` at a time."""
-    ends = np.cumsum(stage.units.table["n_documents"].to_numpy())
-    reader = stage.scratch.sql("FROM pairs ORDER BY unit, document").arrow(PAIRS_PER_BLOCK)
-    held, first, place = pa.table({}), 0, 0
-    while first < len(ends):
-        last = max(first + 1, int(np.searchsorted(ends, place + PAIRS_PER_BLOCK, side="right")))
-        while held.num_rows < ends[last - 1] - place:
-            batch = pa.Table.from_batches([reader.read_next_batch()])
-            held = pa.concat_tables([held, batch]) if held.num_rows else batch
-        n = ends[last - 1] - place
-        own = _mass(stage, held.slice(0, n), ends[first:last] - place)
-        yield Block(slice(first, last), own, bootstrap.resample(own))
-        held, first, place = held.slice(n), last, ends[last - 1]
-
-
-def _mass(stage: Stage, pairs: pa.Table, ends: Any) -> list[Mass]:
-    offsets = np.concatenate([[0], ends])
-    document = pairs["document"].to_numpy().astype(np.int64)
-    return [
-        Mass(offsets, document,
-             np.stack([pairs[column].to_numpy() for column in _mass_columns(stage, model)]))
-        for model in stage.models
-    ]
+    """Units, their masses by each model and what resamples say of them, block by block."""
+    for own, offsets, document, x in stage.blocks:
+        masses_of = [Mass(offsets, document, part) for part in np.split(x, len(stage.models))]
+        yield Block(own, masses_of, bootstrap.resample(masses_of))
 
 
 def _parameters(plan: Plan, options: Options) -> dict[str, Any]:
