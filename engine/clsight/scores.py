@@ -6,7 +6,8 @@
     norm, contribution, rollout, relevance, conservative: made for each piece by `attention`
 
 A word's score is the sum, in float64, over its pieces or its parts of them (see `pieces`). So words
-keep the mass of all pieces but the special ones.
+keep the mass of all pieces but the special ones. Heads are averaged in float32, as rows are stored:
+neither rows nor weights are negative, so that nothing cancels, and it takes half of float64's time.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 
 
-LANES = 8
+LANES = 16
 """Pieces that are weighed at a time."""
 
 
@@ -145,7 +146,7 @@ def _score(  # type: ignore[no-untyped-def]
         most = max(most, most_parts(piece_start, piece_end, piece_offsets[i], piece_offsets[i + 1]))
     alone, piece = np.empty(longest, np.uint32), np.empty(most, np.uint32)
     word, share = np.empty(most, np.uint32), np.empty(most)
-    values, sums = np.empty(longest + LANES), np.empty(longest + 1)
+    values, sums = np.empty(longest + LANES, np.float32), np.empty(longest + 1)
     for i in range(first, last):
         first_piece, last_piece = piece_offsets[i], piece_offsets[i + 1]
         first_word, last_word = word_offsets[i], word_offsets[i + 1]
@@ -179,9 +180,10 @@ def _weigh(rows, place, n_pieces, weights, values):  # type: ignore[no-untyped-d
     behind = len(rows) - place - (n_heads - 1) * n_pieces
     vectors = np.uint64(min(-(-n_pieces // LANES) * LANES, behind))
     total = values[:vectors]
-    total[:] = 0.0
+    total[:] = np.float32(0)
     for head in range(0, n_heads - 3, 4):
-        a, b, c, d = weights[head], weights[head + 1], weights[head + 2], weights[head + 3]
+        a, b = np.float32(weights[head]), np.float32(weights[head + 1])
+        c, d = np.float32(weights[head + 2]), np.float32(weights[head + 3])
         two, three = row + n, row + n + n
         four = three + n
         for p in range(vectors):
@@ -189,7 +191,7 @@ def _weigh(rows, place, n_pieces, weights, values):  # type: ignore[no-untyped-d
                 c * rows[three + p] + d * rows[four + p])
         row = four + n
     for head in range(n_heads - n_heads % 4, n_heads):
-        a = weights[head]
+        a = np.float32(weights[head])
         for p in range(vectors):
             total[p] += a * rows[row + p]
         row += n
