@@ -5,34 +5,40 @@
 -- Parameter: least = false    true: errors in which the word is there and takes least, the evidence
 --                             for a neglected one
 -- Parameter: limit = 20       number of documents per model
--- Caveat:    of two words, all that either takes in the document counts.
+-- Caveat:    of two words, what they take counts where they stand side by side.
 WITH error AS (
     SELECT model, "row", document_id, label, predicted, confidence
     FROM predictions
     WHERE NOT correct AND ($model = '(all)' OR model = $model)
 ),
+document AS (
+    -- Which words of a document are the one asked for, or one of two that stand side by side.
+    SELECT
+        "row",
+        list_transform(
+            list_zip(form, list_concat(form[2:], ['']), list_concat([''], form[:-2])),
+            lambda w: w[1] = $form OR w[1] || ' ' || w[2] = $form OR w[3] || ' ' || w[1] = $form
+        ) AS asked
+    FROM read_parquet('documents/*.parquet')
+    WHERE list_has_all(form, string_split($form, ' '))
+),
 word AS (
     SELECT
         s.model, s."row",
-        unnest(form) AS form,
+        unnest(asked) AS asked,
         greatest(unnest(contribution), 0) AS contribution,
         greatest(unnest(uniform), 0) AS uniform
     FROM read_parquet('*/scores/*.parquet') AS s
-    JOIN (
-        SELECT "row", form FROM read_parquet('documents/*.parquet')
-        WHERE list_has_all(form, string_split($form, ' '))
-            AND (NOT contains($form, ' ')
-                OR contains(' ' || array_to_string(form, ' ') || ' ', ' ' || $form || ' '))
-    ) USING ("row")
+    JOIN document USING ("row")
     SEMI JOIN error USING (model, "row")
+    WHERE list_contains(asked, true)
 ),
 share AS (
     -- As in word_mass, but of this word alone.
     SELECT
         model, "row",
-        coalesce(sum(contribution) FILTER (form IN string_split($form, ' ')) / nullif(sum(contribution), 0), 0)
-            AS contribution_share,
-        coalesce(sum(uniform) FILTER (form IN string_split($form, ' ')) / nullif(sum(uniform), 0), 0) AS uniform_share
+        coalesce(sum(contribution) FILTER (asked) / nullif(sum(contribution), 0), 0) AS contribution_share,
+        coalesce(sum(uniform) FILTER (asked) / nullif(sum(uniform), 0), 0) AS uniform_share
     FROM word
     GROUP BY model, "row"
 ),
