@@ -10,7 +10,13 @@
                  informative Dirichlet prior (Monroe, Colaresi and Quinn 2008)
     confounds    real documents, errors and confidences; masses that depend on confidence, on
                  length, or on the place of a word alone, in samples of several sizes
-    power        made documents, in which errors follow from words, by number of documents
+    tails        p from three moments against p from 100,000 permutations, for the words of real
+                 runs that are little enough skewed to be given the former
+    models       two models of a real run, which change places in each document at random: nothing
+                 tells them apart, and heterogeneity, the difference of adjusted ratios and the
+                 paired test are to find nothing
+    power        made documents, in which errors follow from a word, from a word where another
+                 stands in the document, or from two words in one order, by number of documents
 
 All at the level of masses and strata, by the package's own code; seeded.
 
@@ -248,50 +254,157 @@ def made(kind, documents, mass, random):
     return Mass(np.concatenate([[0], np.cumsum([len(own) for own in held])]), document, x[None])
 
 
-def power(_):
-    """Recall of planted words and precision, by their frequency, their strength and the data."""
+def tails(runs):
+    """Ratios of p from moments to p from permutations, by the size of p."""
+    ratios, largest = {}, 100_000
+    for path in runs:
+        for score in ("uniform", "contribution"):
+            for documents, mass, _, _ in read(clsight.open(path), score).values():
+                own, every = documents.strata, np.ones(mass.shape[1], bool)
+                moments = comparisons.moments(mass, own)
+                p, skewed = statistics.one_sided(
+                    moments, mass, slice(None), Permutations(own, 0, 1),
+                    statistics.Options.max_skewness)
+                counted = Permutations(own, 0, largest).p_values(mass, every)
+                for one, other in zip(p[..., ~skewed].ravel(), counted[..., ~skewed].ravel(),
+                                      strict=True):
+                    # Fewer than 50 of 100,000 permutations are too few to count on.
+                    if other > 50 / largest:
+                        decade = f"1e{int(np.floor(np.log10(other)))}"
+                        ratios.setdefault(decade, []).append(one / other)
+    return {decade: {"p": len(own), "ratio": np.quantile(own, [0.5, 0.05, 0.95]).tolist()}
+            for decade, own in sorted(ratios.items())}
+
+
+def models(runs):
+    """Shares of runs with any q < 0.05, and of words with p < 0.05, where models are exchanged."""
     found = {}
-    for n in (1000, 4000, 20_000, 100_000):
-        for frequency in (0.01, 0.05, 0.2):
-            for lift in (1.5, 2.0, 3.0):
-                found[f"{n}, {frequency}, {lift}"] = planted(n, frequency, lift)
-                print(n, frequency, lift, found[f"{n}, {frequency}, {lift}"], file=sys.stderr)
+    for path in runs:
+        run = clsight.open(path)
+        if len(run.plan.models) > 1:
+            for score in ("uniform", "contribution"):
+                one, other = list(read(run, score).values())[:2]
+                kept = [exchanged(one[:2], other[:2], seed) for seed in range(ROUNDS)]
+                key = f"{path.name}, {' and '.join(list(run.plan.models)[:2])}, {score}"
+                found[key] = {
+                    test: {"runs": float(np.mean([significant(p[test]).any() for p in kept])),
+                           "words": float(np.mean([(p[test] < LEVEL).mean() for p in kept]))}
+                    for test in kept[0]}
+                print(key, found[key], file=sys.stderr)
     return found
 
 
-def planted(n, frequency, times, n_words=200, n_planted=2):
-    """Two words that raise the odds of an error `times`, and hold more where they do.
+def exchanged(one, other, seed):
+    """p [word] of the tests of two models that change places in half of the documents."""
+    random = np.random.default_rng(seed)
+    swap = random.random(len(one[0].label)) < 0.5
+    pairs = swap[one[1].document]
+    given = []
+    for (own, x), (others, y) in ((one, other), (other, one)):
+        documents = Documents(own.label, np.where(swap, others.predicted, own.predicted),
+                              np.where(swap, others.confidence, own.confidence), own.n_words)
+        given.append((documents, Mass(x.offsets, x.document, np.where(pairs, y.x, x.x))))
+    (first, x), (second, y) = given
+    strata_of = [first.strata, second.strata]
+    ratios = np.stack([statistics.adjusted(comparisons.moments(mass, own))[0]
+                       for mass, own in zip((x, y), strata_of, strict=True)])
+    covariance = Bootstrap(strata_of, seed, RESAMPLES).resample([x, y]).covariance[0]
+    _, heterogeneity = statistics.heterogeneity(ratios, covariance)
+    z = statistics.difference(*ratios, covariance)
+    part = comparisons.paired(*strata_of, first.label, first.confidence - second.confidence, seed,
+                              PERMUTATIONS)
+    mass = part.mass(Mass(x.offsets, x.document, x.x - y.x))
+    moments = comparisons.moments(mass, part.permutations.strata)
+    p, _ = statistics.one_sided(moments, mass, slice(None), part.permutations,
+                                statistics.Options.max_skewness)
+    enough = moments.n_documents >= statistics.Options.min_documents
+    known = {"heterogeneity": heterogeneity, "difference": statistics.two_sided(z),
+             "paired": np.where(enough, np.minimum(1, 2 * p[:, 0, 0].min(0)), np.nan)}
+    return {test: values[~np.isnan(values)] for test, values in known.items()}
+
+
+def power(_):
+    """Recall of what was planted and precision, by kind, frequency, strength and the data."""
+    found = {}
+    for kind, strengths in PLANTED.items():
+        for n in (1000, 4000, 20_000, 100_000):
+            for frequency in (0.01, 0.05, 0.2):
+                for times in strengths:
+                    key = f"{kind}, {n}, {frequency}, {times}"
+                    found[key] = planted(kind, n, frequency, times)
+                    print(key, found[key], file=sys.stderr)
+    return found
+
+
+PLANTED = {"word": (1.5, 2.0, 3.0), "word in context": (2.0, 3.0), "ordered pair": (2.0, 3.0)}
+"""kind -> how many times as high the odds of an error are"""
+
+
+def planted(kind, n, frequency, times, n_words=200):
+    """Two shortcuts, each active in a share `frequency` of n documents.
 
     Documents of 5 to 35 words, of two classes; 15 % errors, less confident ones more often.
-    Words stand in them with frequencies between 1 and 20 % (planted ones with `frequency`); masses
-    are gamma / length. In a document with a planted word the odds of an error are `times` as high,
-    and where it errs the word holds twice its mass.
+    Words stand in them with frequencies between 1 and 20 %; masses are gamma / length. Where a
+    shortcut is active the odds of an error are `times` as high, and if the document errs the
+    shortcut's unit holds twice its mass. A word in context is active where another word, of half
+    the documents, stands too; it is the word that is to be found. A pair is two words, active in
+    one of their two orders; it is a unit of its own (a bigram), the other order is another one.
+    Units that go with a shortcut (context, a pair's words) count neither as right nor as wrong.
     """
-    right, wrong, rounds = 0, 0, 10 if n < 20_000 else 2
+    right, wrong = 0, 0
+    rounds = {1000: 30, 4000: 30, 20_000: 8, 100_000: 3}[n]
     for seed in range(rounds):
-        random = np.random.default_rng([seed, n, int(100 * frequency), int(10 * times)])
+        random = np.random.default_rng([seed, n, int(100 * frequency), int(10 * times),
+                                        list(PLANTED).index(kind)])
         often = np.exp(random.uniform(np.log(0.01), np.log(0.2), n_words))
-        often[:n_planted] = frequency
+        holds, active, unit, aside = PLANT[kind](random.random((n_words, n)), often, frequency,
+                                                 random)
         length, label = random.integers(5, 36, n), random.integers(0, 2, n)
         confidence = 1 / (1 + np.exp(-np.abs(random.normal(2, 1.5, n))))
-        holds = random.random((n_words, n)) < often[:, None]
-        odds_of = 0.18 * np.exp(3 * (0.85 - confidence)) * np.where(
-            holds[:n_planted].any(0), times, 1)
+        odds_of = 0.18 * np.exp(3 * (0.85 - confidence)) * np.where(active.any(0), times, 1)
         error = random.random(n) < odds_of / (1 + odds_of)
         x = holds * random.gamma(4, 0.25, (n_words, n)) / length
-        x[:n_planted] *= np.where(error, 2, 1)
-        unit, document = np.nonzero(holds)
+        x[unit] *= np.where(active & error, 2, 1)
+        row, document = np.nonzero(holds)
         mass = Mass(np.concatenate([[0], np.cumsum(holds.sum(1))]), document,
-                    x[unit, document][None])
+                    x[row, document][None])
         _, whole = tested(Documents(label, np.where(error, 1 - label, label), confidence, length),
                           mass, seed)
-        right += whole[0, :n_planted].sum()
-        wrong += whole[0, n_planted:].sum()
-    return {"recall": right / (n_planted * rounds),
-            "precision": right / (right + wrong) if right + wrong else None}
+        right += whole[0, unit].sum()
+        wrong += np.delete(whole[0], [*unit, *aside]).sum()
+    return {"rounds": rounds, "recall": float(right / (2 * rounds)), "false": int(wrong),
+            "precision": float(right / (right + wrong)) if right + wrong else None}
 
 
-PARTS = {"calibration": calibrate, "confounds": confound, "power": power}
+def plant_words(drawn, often, frequency, _):
+    """Units 0 and 1 are words."""
+    often[:2] = frequency
+    holds = drawn < often[:, None]
+    return holds, holds[:2], [0, 1], []
+
+
+def plant_in_context(drawn, often, frequency, _):
+    """Units 0 and 1 are words, 2 and 3 what must stand beside them."""
+    often[:4] = 2 * frequency, 2 * frequency, 0.5, 0.5
+    holds = drawn < often[:, None]
+    return holds, holds[:2] & holds[2:4], [0, 1], [2, 3]
+
+
+def plant_pairs(drawn, often, frequency, random):
+    """Units 0 and 1 are pairs, 2 and 3 their other orders, 4 to 7 their words."""
+    often[4:8] = np.sqrt(2 * frequency)
+    holds = drawn < often[:, None]
+    both, order = holds[4:6] & holds[6:8], random.random((2, holds.shape[1])) < 0.5
+    holds[:2], holds[2:4] = both & order, both & ~order
+    return holds, holds[:2], [0, 1], [4, 5, 6, 7]
+
+
+PLANT = {"word": plant_words, "word in context": plant_in_context, "ordered pair": plant_pairs}
+"""kind -> (units that documents hold, where shortcuts are active, their units, others of them)"""
+
+
+PARTS = {"calibration": calibrate, "confounds": confound, "tails": tails, "models": models,
+         "power": power}
 
 
 def main():
