@@ -79,28 +79,44 @@ def benchmark():
 def extraction():
     """Documents a second of every system, and how many times faster clsight in bfloat16 is."""
     cases = json.loads((RESULTS / "extraction.json").read_text())
-    found = cases["cases"]
-    names = list(dict.fromkeys(name for case in found.values()
-                               for name in case["documents_per_second"]))
-    rows = []
-    for name in names:
-        cells = []
-        for case in found.values():
-            rate = case["documents_per_second"].get(name)
-            ratio = case["ratio"]["clsight bfloat16"].get(name)
-            times = f" ({ratio[0]:.2f})" if ratio else ""
-            cells.append(f"{rate[0]:,.{0 if rate[0] >= 50 else 1}f}{times}" if rate else "–")
-        rows.append([name, *cells])
-    rows.append(["useful arithmetic / matrix peak, bfloat16", *(
-        f"{case['share_of_peak']['clsight bfloat16'][0]:.0%}" for case in found.values())])
-    first = next(iter(found.values()))
     return "\n\n".join([
         "Documents a second; in brackets how many times as fast `clsight bfloat16` is, the median "
         "of rounds in which all systems take turns. Only the question's function, `attentions` "
         "and clsight return attention.",
-        table(["system", *found], rows),
-        measured_on(cases | first),
+        extraction_table(cases["cases"], rates=True),
+        measured_on(cases | next(iter(cases["cases"].values()))),
+        elsewhere(),
     ])
+
+
+def elsewhere():
+    """The ratios alone on a processor of another kind."""
+    cases = json.loads((RESULTS / "extraction-avx512.json").read_text())
+    first = next(iter(cases["cases"].values()))
+    return "\n\n".join([
+        f"On a processor without AMX ({first['cpu']}), and before activations' memory was kept:",
+        extraction_table(cases["cases"], rates=False),
+    ])
+
+
+def extraction_table(cases, rates):
+    """A row per system; how many times as fast clsight is, with or without documents a second."""
+    names = dict.fromkeys(name for case in cases.values() for name in case["documents_per_second"])
+    rows = []
+    for name in names:
+        cells = []
+        for case in cases.values():
+            rate = case["documents_per_second"].get(name)
+            ratio = case["ratio"]["clsight bfloat16"].get(name)
+            shown = f"{rate[0]:,.{0 if rate[0] >= 50 else 1}f}" if rate and rates else ""
+            times = f"{ratio[0]:.2f}" if ratio else ""
+            cells.append(f"{shown} ({times})" if shown and times else shown or times or "–")
+        rows.append([name, *cells])
+    rows.append(["useful arithmetic / matrix peak, bfloat16", *(
+        f"{case['share_of_peak']['clsight bfloat16'][0]:.0%}" for case in cases.values())])
+    rows.append(["the same, float32", *(
+        f"{case['share_of_peak']['clsight float32'][0]:.0%}" for case in cases.values())])
+    return table(["system", *cases], rows)
 
 
 def queries():

@@ -19,7 +19,7 @@ document AS (
             list_zip(form, list_concat(form[2:], ['']), list_concat([''], form[:-2])),
             lambda w: w[1] = $form OR w[1] || ' ' || w[2] = $form OR w[3] || ' ' || w[1] = $form
         ) AS asked
-    FROM read_parquet('documents/*.parquet')
+    FROM read_parquet('documents/*.parquet') SEMI JOIN error USING ("row")
     WHERE list_has_all(form, string_split($form, ' '))
 ),
 word AS (
