@@ -43,6 +43,7 @@ from clsight.permutations import Permutations
 from clsight.replicates import Strata
 
 ROUNDS, PERMUTATIONS, RESAMPLES = 200, 20_000, 200
+RESAMPLES_OF_MODELS = statistics.Options.bootstrap
 LEVEL = 0.05
 
 
@@ -308,8 +309,9 @@ def exchanged(one, other, seed):
     strata_of = [first.strata, second.strata]
     ratios = np.stack([statistics.adjusted(comparisons.moments(mass, own))[0]
                        for mass, own in zip((x, y), strata_of, strict=True)])
-    covariance = Bootstrap(strata_of, seed, RESAMPLES).resample([x, y]).covariance[0]
-    _, heterogeneity = statistics.heterogeneity(ratios, covariance)
+    covariance = Bootstrap(strata_of, seed, RESAMPLES_OF_MODELS).resample([x, y]).covariance[0]
+    freedom = np.minimum(*map(statistics.degrees_of_freedom, (x, y), strata_of))[0]
+    _, heterogeneity = statistics.heterogeneity(ratios, covariance, freedom)
     z = statistics.difference(*ratios, covariance)
     part = comparisons.paired(*strata_of, first.label, first.confidence - second.confidence, seed,
                               PERMUTATIONS)
@@ -318,7 +320,7 @@ def exchanged(one, other, seed):
     p, _ = statistics.one_sided(moments, mass, slice(None), part.permutations,
                                 statistics.Options.max_skewness)
     enough = moments.n_documents >= statistics.Options.min_documents
-    known = {"heterogeneity": heterogeneity, "difference": statistics.two_sided(z),
+    known = {"heterogeneity": heterogeneity, "difference": statistics.two_sided(z, freedom),
              "paired": np.where(enough, np.minimum(1, 2 * p[:, 0, 0].min(0)), np.nan)}
     return {test: values[~np.isnan(values)] for test, values in known.items()}
 

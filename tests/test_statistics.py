@@ -116,15 +116,33 @@ def test_heterogeneity_is_walds_test():
     rng = np.random.default_rng(0)
     spread = np.array([[0.04, 0.02, 0.0], [0.02, 0.05, 0.01], [0.0, 0.01, 0.03]])
     drawn = rng.multivariate_normal([1.5, 1.5, 1.5], spread, 4000).T
-    chi, p = statistics.heterogeneity(drawn, np.broadcast_to(spread, (4000, 3, 3)))
+    many = np.full(4000, 1e9)
+    chi, p = statistics.heterogeneity(drawn, np.broadcast_to(spread, (4000, 3, 3)), many)
     assert scipy.stats.kstest(chi, "chi2", (2,)).pvalue > 1e-3
     assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
-    two, p_two = statistics.heterogeneity(np.array([[1.0], [2.0]]), spread[None, :2, :2])
+    pair, few = np.array([[1.0], [2.0]]), np.array([7.0])
+    two, p_two = statistics.heterogeneity(pair, spread[None, :2, :2], few)
     z = 1 / np.sqrt(0.04 + 0.05 - 0.04)
     assert two.item() == pytest.approx(z**2)
-    assert p_two.item() == pytest.approx(2 * scipy.stats.norm.sf(z))
+    assert p_two.item() == pytest.approx(2 * scipy.stats.t.sf(z, 7))
+    assert statistics.two_sided(np.array([z]), few).item() == pytest.approx(p_two.item())
     for odd in (np.zeros((1, 2, 2)), np.full((1, 2, 2), np.nan)):
-        assert np.isnan(statistics.heterogeneity(np.array([[1.0], [2.0]]), odd)).all()
+        assert np.isnan(statistics.heterogeneity(pair, odd, few)).all()
+
+
+def test_degrees_of_freedom_are_those_that_the_variance_estimate_has():
+    """Twice mean^2 / variance of sums of squares over Poisson samples of the documents."""
+    rng = np.random.default_rng(1)
+    stratum, error = rng.integers(0, 4, (2, 300)).astype(np.int32), rng.random(300) < 0.3
+    dense = rng.gamma(0.5, 1, (2, 3, 300)) * (rng.random((3, 300)) < [[0.8], [0.3], [0.1]])
+    got = statistics.degrees_of_freedom(
+        sparse(dense), Strata(np.arange(300), stratum, error))
+    weights, expected = rng.poisson(1, (20_000, 300)), []
+    for own in stratum:
+        rate = np.bincount(own, error) / np.bincount(own)
+        sums = (dense * (error - rate[own])) ** 2 @ weights.T
+        expected.append(2 * sums.mean(-1) ** 2 / sums.var(-1))
+    np.testing.assert_allclose(got, np.min(expected, axis=0), rtol=0.05)
 
 
 def test_a_word_of_the_detectable_ratio_is_found_with_the_stated_power():

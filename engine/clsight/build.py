@@ -206,7 +206,7 @@ def _tests(stage: Stage) -> list[WordTests | PairTests | SliceTests | Heterogene
         tests.append(PairTests(names, (one, other), (i, j), (moments[i], moments[j]),
                                (strata[i], strata[j]), discordant, options))
     if len(strata) > 1:
-        tests.append(Heterogeneity(names, moments))
+        tests.append(Heterogeneity(names, moments, strata))
     if stage.plan.dataset.group_by is not None:
         values = [value for value in np.unique(documents["slice"]) if value]
         for i, model in enumerate(stage.models):

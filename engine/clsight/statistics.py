@@ -24,6 +24,7 @@ from scipy import special
 from clsight.bootstrap import INTERVALS, Resampled
 from clsight.masses import Mass
 from clsight.permutations import Permutations
+from clsight.replicates import Strata
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -224,12 +225,17 @@ def max_t(z: Floats, extremes: Floats) -> tuple[Floats, Floats]:
     return found[0], found[1]
 
 
-def heterogeneity(adjusted: Floats, covariance: Floats) -> tuple[Floats, Floats]:
+def heterogeneity(
+    adjusted: Floats, covariance: Floats, freedom: Floats
+) -> tuple[Floats, Floats]:
     """Do M effects differ? Wald's chi-squared [W] and p [W]; nan where they have no variance.
+
+    p is the tail of F for M - 1 and `freedom`, so that few documents are not taken for many.
 
     Args:
         adjusted: [M, W] adjusted ratios.
         covariance: [W, M, M] of them.
+        freedom: [W] degrees of freedom of the covariance; see `degrees_of_freedom`.
     """
     n_models, n = adjusted.shape
     contrast = np.eye(n_models)[1:] - np.eye(n_models)[:1]
@@ -240,7 +246,27 @@ def heterogeneity(adjusted: Floats, covariance: Floats) -> tuple[Floats, Floats]
             np.linalg.matrix_rank(spread) == n_models - 1
         ):
             chi[w] = difference @ np.linalg.solve(spread, difference)
-    return chi, special.chdtrc(n_models - 1, chi)
+    return chi, special.fdtrc(n_models - 1, freedom, chi / (n_models - 1))
+
+
+def degrees_of_freedom(mass: Mass, strata: Strata) -> Floats:
+    """[S, W] how far the variance of a unit's adjusted ratio can be relied on.
+
+    The bootstrap's variance is a sum of squares d^2 over the documents that hold the unit, d =
+    mass (error - error rate of the stratum), whose own variance is the sum of d^4. Satterthwaite
+    (1946): 2 (sum d^2)^2 / sum d^4, by the reference that has less. Without them, 17 to 23 % of
+    runs in which two models changed places at random had a q below 0.05.
+    """
+    found = np.full(mass.shape, np.inf)
+    unit = np.repeat(np.arange(mass.shape[1]), np.diff(mass.offsets))
+    for stratum, n, k in zip(strata.stratum, *strata.counts(), strict=True):
+        own = stratum[mass.document]
+        square = (mass.x * (strata.error[mass.document] - k[own] / n[own])) ** 2
+        for score, d in enumerate(square):
+            two, four = (np.bincount(unit, power, mass.shape[1]) for power in (d, d**2))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found[score] = np.fmin(found[score], 2 * two**2 / four)
+    return found
 
 
 def difference(one: Floats, other: Floats, covariance: Floats) -> Floats:
@@ -251,7 +277,7 @@ def difference(one: Floats, other: Floats, covariance: Floats) -> Floats:
     return z
 
 
-def two_sided(z: Floats) -> Floats:
-    """p of a normal z; nan stays nan."""
-    p: Floats = 2 * special.ndtr(-np.abs(z))
+def two_sided(z: Floats, freedom: Floats) -> Floats:
+    """p of a z whose variance has so many degrees of freedom (Student's t); nan stays nan."""
+    p: Floats = 2 * special.stdtr(freedom, -np.abs(z))
     return p

@@ -125,6 +125,8 @@ class PairTests:
             statistics.difference(ratios[0][score], ratios[1][score], covariance[:, *chosen])
             for score, covariance in enumerate(block.resampled.covariance)])
         found |= {"adjusted_ratio": ratios[0], "other_adjusted_ratio": ratios[1]}
+        freedom = np.minimum(*map(statistics.degrees_of_freedom, (own, others), self.strata))
+        found["p_difference"] = statistics.two_sided(found["z_difference"], freedom)
         self.blocks.append(found)
 
     def _paired(self, difference: Mass) -> dict[str, Floats]:
@@ -147,7 +149,6 @@ class PairTests:
         """Rows of `model_pairs`."""
         columns: dict[str, Any] = {name: np.concatenate([b[name] for b in self.blocks], axis=-1)
                                    for name in self.blocks[0]}
-        columns["p_difference"] = statistics.two_sided(columns["z_difference"])
         names = dict(zip(("model", "other"), self.models, strict=True))
         return {"model_pairs": self.names.table(tables.model_pairs(), names, columns)}
 
@@ -210,12 +211,14 @@ class Heterogeneity:
 
     names: Names
     moments: list[Moments]
+    strata: list[Strata]
     blocks: list[tuple[Floats, Floats]] = field(default_factory=list)
 
     def add(self, block: Block) -> None:
         """Compare the units of a block."""
         ratios = np.stack([statistics.adjusted(own)[:, block.units] for own in self.moments])
-        found = [statistics.heterogeneity(ratios[:, score], covariance)
+        freedom = np.min([*map(statistics.degrees_of_freedom, block.masses, self.strata)], axis=0)
+        found = [statistics.heterogeneity(ratios[:, score], covariance, freedom[score])
                  for score, covariance in enumerate(block.resampled.covariance)]
         self.blocks.append((np.stack([chi for chi, _ in found]), np.stack([p for _, p in found])))
 

@@ -1,7 +1,8 @@
 -- What:    do the models differ in how much more of a unit's mass stands in their errors?
 -- One row: score, kind, form (only where a run has several models).
 -- Caveat:  Wald's chi-squared of the models' adjusted ratios, with the covariance that the bootstrap
---          of documents gives; q is Benjamini-Hochberg over the units of a score and kind; null
+--          of documents gives; p is the tail of F, with the degrees of freedom that this has; q is
+--          Benjamini-Hochberg over the units of a score and kind; null
 --          where the bootstrap has no variance to give.
 -- Source:  model_heterogeneity, tested_words.
 CREATE OR REPLACE VIEW heterogeneity AS

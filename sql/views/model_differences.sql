@@ -1,7 +1,8 @@
 -- What:    how a unit's part in the errors of one model differs from its part in another's.
 -- One row: model, other (each pair in both orders), score, kind, form.
 -- Caveat:  z_difference > 0: the adjusted ratio of model is larger, by the bootstrap of the documents
---          that both see; p_difference is two-sided. The paired test looks at the n_discordant
+--          that both see; p_difference is two-sided, of Student's t with the degrees of freedom that
+--          this bootstrap has. The paired test looks at the n_discordant
 --          documents that hold the unit and that exactly one of the two gets wrong: gap_wrong is the
 --          mean share by model minus that by other where model is wrong (n_wrong documents),
 --          gap_right where other is wrong. z_paired > 0: the wrong one looks more at it than the
