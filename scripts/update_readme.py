@@ -219,7 +219,8 @@ def tails_table(tails):
     """How p from moments compares with p from permutations."""
     rows = [[f"{decade.replace('-0', '-')} to {10 * float(decade):g}", f"{one['p']:,}",
              "{:.2f} ({:.2f} to {:.2f})".format(*one["ratio"])]
-            for decade, one in sorted(tails.items(), key=lambda item: -float(item[0]))]
+            for decade, one in sorted(tails.items(), key=lambda item: -float(item[0]))
+            if float(decade) < 1]
     caption = ("p from three moments / p from up to 100,000 permutations, where the former is "
                "used: median (5 % and 95 % of the words; the latter is itself off by 14 %).")
     return f"{caption}\n\n" + table(["p", "number", "ratio"], rows)
