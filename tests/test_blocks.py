@@ -13,7 +13,7 @@ def test_pairs_come_back_by_unit_and_document(tmp_path, monkeypatch):
     held = rng.random((7, 90)) < np.array([0.9, 0.1, 0.4, 0.2, 0.7, 0.05, 0.3])[:, None]
     held[2, 30:60] = False
     x = rng.random((3, 7, 90))
-    made = Blocks(tmp_path / "blocks", held.sum(axis=1))
+    made = Blocks(tmp_path, held.sum(axis=1))
     for first in (0, 30, 60):
         unit, document = np.nonzero(held[:, first : first + 30])
         made.add(unit, document + first, x[:, unit, document + first])

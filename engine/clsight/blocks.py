@@ -22,15 +22,11 @@ PAIRS_PER_BLOCK = 100_000
 
 @dataclass(frozen=True)
 class Blocks:
-    """Pairs of U units by block, in files of a folder; the folder is the caller's to remove."""
+    """Pairs of U units by block, in files of an empty folder, which is the caller's to remove."""
 
     folder: Path
     n_documents: Integers
     """[U] pairs of each unit."""
-
-    def __post_init__(self) -> None:
-        """Make the folder."""
-        self.folder.mkdir(parents=True)
 
     @property
     def cuts(self) -> Integers:

@@ -22,7 +22,7 @@ from clsight.masses import Mass
 from clsight.permutations import Permutations
 from clsight.plan import Plan
 from clsight.replicates import Strata
-from clsight.statistics import Moments, Options
+from clsight.statistics import Moments, Options, degrees_of_freedom
 from clsight.tested import Block, Heterogeneity, Names, PairTests, SliceTests, WordTests
 from clsight.units import Units
 
@@ -72,7 +72,7 @@ def build(
         groups = units.read_groups(options.groups) if options.groups else units.Groups()
         tested = units.tested(connection, options.min_documents, options.bigrams, groups)
         strata = {model: _strata(connection, model) for model in plan.models}
-        blocks = Blocks(scratch / "blocks", tested.table["n_documents"].to_numpy())
+        blocks = Blocks(scratch, tested.table["n_documents"].to_numpy())
         stage = Stage(run, plan, options, connection, blocks, tested, strata)
         _sums(stage, progress)
         _test(stage)
@@ -206,7 +206,7 @@ def _tests(stage: Stage) -> list[WordTests | PairTests | SliceTests | Heterogene
         tests.append(PairTests(names, (one, other), (i, j), (moments[i], moments[j]),
                                (strata[i], strata[j]), discordant, options))
     if len(strata) > 1:
-        tests.append(Heterogeneity(names, moments, strata))
+        tests.append(Heterogeneity(names, moments))
     if stage.plan.dataset.group_by is not None:
         values = [value for value in np.unique(documents["slice"]) if value]
         for i, model in enumerate(stage.models):
@@ -306,7 +306,8 @@ def _blocks(stage: Stage, bootstrap: Bootstrap) -> Iterator[Block]:
     """Units, their masses by each model and what resamples say of them, block by block."""
     for own, offsets, document, x in stage.blocks:
         masses_of = [Mass(offsets, document, part) for part in np.split(x, len(stage.models))]
-        yield Block(own, masses_of, bootstrap.resample(masses_of))
+        freedom = [*map(degrees_of_freedom, masses_of, stage.strata.values())]
+        yield Block(own, masses_of, bootstrap.resample(masses_of), freedom)
 
 
 def _parameters(plan: Plan, options: Options) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Block:
     units: slice
     masses: list[Mass]
     resampled: Resampled
+    freedom: list[Floats]
+    """Of each model, how far its resampled variances can be relied on."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class PairTests:
             statistics.difference(ratios[0][score], ratios[1][score], covariance[:, *chosen])
             for score, covariance in enumerate(block.resampled.covariance)])
         found |= {"adjusted_ratio": ratios[0], "other_adjusted_ratio": ratios[1]}
-        freedom = np.minimum(*map(statistics.degrees_of_freedom, (own, others), self.strata))
+        freedom = np.minimum(block.freedom[one], block.freedom[other])
         found["p_difference"] = statistics.two_sided(found["z_difference"], freedom)
         self.blocks.append(found)
 
@@ -211,13 +213,12 @@ class Heterogeneity:
 
     names: Names
     moments: list[Moments]
-    strata: list[Strata]
     blocks: list[tuple[Floats, Floats]] = field(default_factory=list)
 
     def add(self, block: Block) -> None:
         """Compare the units of a block."""
         ratios = np.stack([statistics.adjusted(own)[:, block.units] for own in self.moments])
-        freedom = np.min([*map(statistics.degrees_of_freedom, block.masses, self.strata)], axis=0)
+        freedom = np.min(block.freedom, axis=0)
         found = [statistics.heterogeneity(ratios[:, score], covariance, freedom[score])
                  for score, covariance in enumerate(block.resampled.covariance)]
         self.blocks.append((np.stack([chi for chi, _ in found]), np.stack([p for _, p in found])))
