@@ -33,6 +33,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
+import duckdb
+
 MEMORY, THREADS = "4GB", 2
 LONG = 10
 """Seconds after which a question gets no further round."""
@@ -95,7 +97,9 @@ def ask(run, name_or_sql, parameters):
     """Child process: answer one question; the seconds and rows of its answer."""
     from clsight import database
 
-    with tempfile.TemporaryDirectory() as spilled, database.connect(Path(run)) as connection:
+    path = Path(run, "clsight.duckdb")
+    with tempfile.TemporaryDirectory() as spilled, duckdb.connect(path, read_only=True) as opened:
+        connection = database.at(opened, Path(run))  # `database.connect` locks these settings
         connection.execute(f"SET memory_limit = '{MEMORY}'; SET threads = {THREADS}")
         connection.execute(f"SET temp_directory = '{spilled}'")
         started = time.perf_counter()

@@ -40,9 +40,10 @@ def test_the_main_job_and_its_second_call(reviews, tmp_path):
         assert "bert" in answer.stdout
     assert "documents" in first.stderr
     assert "nothing to do" in second.stderr
-    status = clsight("status", tmp_path / "run", text=True).stdout
-    assert "200 rows" in status
-    assert status.rstrip().endswith("complete")
+    status = clsight("status", tmp_path / "run", text=True)
+    assert status.returncode == 0
+    assert "200 rows" in status.stdout
+    assert status.stdout.splitlines()[0].endswith("complete")
 
 
 def test_all_formats_hold_the_same_rows(small_run):

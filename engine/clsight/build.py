@@ -16,8 +16,9 @@ import pyarrow as pa
 from clsight import comparisons, masses, shards, tables, units
 from clsight.blocks import Blocks
 from clsight.bootstrap import Bootstrap
-from clsight.database import FILE, at, quoted, sql_files, views_in_order
+from clsight.database import at, quoted, sql_files, views_in_order
 from clsight.dataset import file_sha256
+from clsight.errors import ClsightError
 from clsight.masses import Mass
 from clsight.permutations import Permutations
 from clsight.plan import Plan
@@ -64,10 +65,23 @@ def build(
         plan: its plan.
         options: how words are tested.
         progress: called with the documents whose sums were made, and their number in all.
+
+    Raises:
+        ClsightError: DuckDB could not do it, for want of disk or memory most likely.
     """
-    with shards.replaced(run / FILE) as path, ExitStack() as stack:
+    try:
+        _build(run, plan, options, progress)
+    except duckdb.Error as error:
+        reason = " ".join(str(error).split())
+        raise ClsightError(f"{run}: the statistics could not be made ({reason}); shards are kept, "
+                           "the same command tries again") from error
+
+
+def _build(run: Path, plan: Plan, options: Options, progress: Progress) -> None:
+    with shards.replaced(run / tables.DATABASE, _parameters_of) as path, ExitStack() as stack:
         connection = stack.enter_context(_opened(path, run))
-        scratch = Path(stack.enter_context(TemporaryDirectory(dir=run, prefix=".pairs")))
+        scratch = Path(stack.enter_context(
+            TemporaryDirectory(dir=run, prefix=f"{shards.PARTIAL}pairs-")))
         _relations(connection, plan, options)
         groups = units.read_groups(options.groups) if options.groups else units.Groups()
         tested = units.tested(connection, options.min_documents, options.bigrams, groups)
@@ -80,14 +94,23 @@ def build(
 
 def is_built(run: Path, plan: Plan, options: Options) -> bool:
     """True where the database was made from this plan with these options."""
-    if not (run / FILE).is_file():
+    if not (run / tables.DATABASE).is_file():
         return False
     try:
-        with duckdb.connect(run / FILE, read_only=True) as connection:
-            stored = connection.sql("FROM run_parameters").to_arrow_table().to_pylist()
+        return _parameters_of(run / tables.DATABASE) == [_parameters(plan, options)]
     except duckdb.Error:
         return False
-    return bool(stored == [_parameters(plan, options)])
+
+
+def _parameters_of(database: Path) -> list[dict[str, Any]]:
+    """What a database was made from.
+
+    Raises:
+        duckdb.Error: it is damaged.
+    """
+    with duckdb.connect(database, read_only=True) as connection:
+        stored: pa.Table = connection.sql("FROM run_parameters").to_arrow_table()
+    return list(stored.to_pylist())
 
 
 def _opened(path: Path, run: Path) -> duckdb.DuckDBPyConnection:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import clsight
-from clsight.errors import ClsightError, UsageError
+from clsight.errors import ClsightError, UsageError, printable
+from clsight.stopping import stoppable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -122,14 +124,49 @@ def query(run: Path, name_or_sql: str | None, parameters: tuple[str, ...], forma
         output.write(answer, format_, sys.stdout.buffer)
 
 
-@cli.command(epilog=example("clsight status run"))
+@cli.command(epilog=example("clsight status run", "clsight status run --json"))
 @run_folder
-def status(run: Path) -> None:
-    """How far a run is."""
-    from clsight import pipeline
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def status(run: Path, as_json: bool) -> int:
+    """How far a run is: progress, rate, time left, retries, bad documents.
 
-    for line in pipeline.status(pipeline.open_run(run)):
-        click.echo(line)
+    Exits with 0 where it is complete, 3 where a process is at work, and 1 where it was stopped
+    before its end, so that the same `clsight run` is needed once more.
+    """
+    import json
+
+    from clsight import status as states
+
+    found = states.status(run)
+    if as_json:
+        click.echo(json.dumps(states.as_dict(found), indent=2))
+    else:
+        click.echo("\n".join(printable(line) for line in states.lines(found)))
+    return found.exit_code
+
+
+@cli.command(epilog=example("clsight verify run", "clsight verify run --repair"))
+@run_folder
+@click.option("--repair", is_flag=True, help="Make again what is wrong, and only that.")
+def verify(run: Path, repair: bool) -> int:
+    """Is everything there, byte for byte as it was written, and as planned?
+
+    Reads every shard and asks every check; names what is wrong, a line each. Exits with 0 where
+    nothing is, else with 1.
+    """
+    from clsight import verify as verification
+
+    with _progress_bar() as bar, _log_on_stderr():
+        if repair:
+            with stoppable(lambda: _kept(run)):
+                found = verification.repair(run, _shown_on(bar))
+        else:
+            shown = _shown_on(bar)
+            found = verification.verify(run, lambda n, total: shown("files", n, total))
+    for problem in found:
+        click.echo(printable(str(problem)))
+    click.echo(f"{run}: {len(found) or 'no'} problem{'s'[: len(found) != 1]}", err=True)
+    return FAILED if found else DONE
 
 
 @cli.command(epilog=example("clsight heatmap run --model bert --document 17 -o bert-17.png"))
@@ -183,29 +220,50 @@ def _exit_code() -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; the same command resumes", err=True)
+        _say("stopped")
     except UsageError as error:
-        click.echo(f"clsight: {error}", err=True)
+        _say(str(error))
         return USAGE
     except BrokenPipeError:
         pass
     except (ClsightError, OSError) as error:
-        click.echo(f"clsight: {error}", err=True)
+        _say(str(error))
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        _say(f"unexpected {type(error).__name__}: {error} ({Path(where.filename).name}, line "
+             f"{where.lineno}); a fault of clsight, please report it; log/events.jsonl of a run "
+             "has all of it")
     return FAILED
+
+
+def _say(what: str) -> None:
+    """One sentence on stderr, whatever the names and texts in it are made of."""
+    with suppress(OSError):  # a terminal that is gone
+        click.echo(f"clsight: {printable(what)}", err=True)
+
+
+def _kept(run: Path) -> str:
+    from clsight.status import kept
+
+    try:
+        return kept(run)
+    except (ClsightError, OSError):
+        return "what is complete is kept"
 
 
 def _run_and_summarise(
     data: str, models: dict[str, str], output: str, profile: bool = False, **options: Any
 ) -> None:
-    _import_engine()
-    from clsight import database, pipeline
-    from clsight.clock import Clock
-    from clsight.output import write
+    with stoppable(lambda: _kept(Path(output))):
+        _import_engine()
+        from clsight import database, pipeline
+        from clsight.clock import Clock
+        from clsight.output import write
 
-    started, clock = time.monotonic(), Clock(detailed=profile)
-    with _progress_bar() as bar, _log_on_stderr():
-        run = pipeline.run(data, models=models, output=output, progress=_shown_on(bar),
-                           clock=clock, **options)
+        started, clock = time.monotonic(), Clock(detailed=profile)
+        with _progress_bar() as bar, _log_on_stderr():
+            run = pipeline.run(data, models=models, output=output, progress=_shown_on(bar),
+                               clock=clock, **options)
     if profile:
         _show_profile(clock, time.monotonic() - started, run, options.get("device", "auto"))
     with database.connect(run.folder) as connection:
@@ -220,6 +278,10 @@ def _run_and_summarise(
 def _log_on_stderr() -> Iterator[None]:
     """Show the package's log; opened within the progress bar, which then keeps lines apart."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.INFO)
+    # What ends a run is said as the last word, by `_say`.
+    handler.addFilter(lambda record: getattr(record, "event", "") != "stopped")
+    handler.setFormatter(_Printable())
     log = logging.getLogger("clsight")
     log.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -227,6 +289,12 @@ def _log_on_stderr() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """The message; see `printable`."""
+        return printable(record.getMessage())
 
 
 def _import_engine() -> None:

@@ -1,17 +1,22 @@
 """A run in DuckDB: its relations, and named queries."""
 
 import re
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from threading import Lock
 
 import duckdb
 import pyarrow as pa
 
 from clsight import plan as plans
 from clsight.errors import ClsightError, UsageError
+from clsight.tables import DATABASE
 
-FILE = "clsight.duckdb"
 _PARAMETER = re.compile(r"^-- Parameter: *(\w+)(?: *= *(\S+))? *(.*)$", re.MULTILINE)
+KINDS = ("views", "queries", "checks")
+_PATTERN = re.compile(r"'([^']*\*\.parquet|\*/[^']*\.parquet)'")
+_locking = Lock()
 _WHAT = re.compile(r"^-- What: *(.*(?:\n--  +.*)*)", re.MULTILINE)
 
 
@@ -43,12 +48,46 @@ def connect(run: Path) -> duckdb.DuckDBPyConnection:
 
     Raises:
         UsageError: the run is not complete yet.
+        ClsightError: the file is damaged.
     """
     plans.load(run)
-    if not (run / FILE).is_file():
-        raise UsageError(f"{run} has no {FILE} yet: let clsight run finish first")
-    connection = duckdb.connect(run / FILE, read_only=True)
-    return at(connection, run)
+    if not (run / DATABASE).is_file():
+        raise UsageError(f"{run} has no {DATABASE} yet: let clsight run finish first")
+    try:
+        connection = duckdb.connect(run / DATABASE, read_only=True)
+        _lock_down(connection, run)
+    except duckdb.Error as error:
+        reason = " ".join(str(error).split())
+        raise ClsightError(f"{run / DATABASE} cannot be opened ({reason}); clsight verify {run} "
+                           "--repair makes it again") from error
+    return connection
+
+
+def _lock_down(connection: duckdb.DuckDBPyConnection, run: Path) -> None:
+    """Let queries read the run's own files and nothing else, for as long as the database is open.
+
+    DuckDB compares paths as they are written, so the patterns of the views are allowed as such: a
+    pattern, unlike a plain name, is looked up in the run folder alone. All connections of a process
+    to one database share their settings, and once locked these cannot be set again.
+    """
+    with _locking:
+        (locked,) = connection.sql("SELECT current_setting('lock_configuration')").fetchall()[0]
+        if locked:
+            return
+        at(connection, run)
+        folder = quoted(run.resolve())
+        patterns = sorted(set(_PATTERN.findall("".join(
+            sql for kind in KINDS for sql in sql_files(kind).values()))))
+        for setting in (
+            # Names of tables would otherwise be looked up among Python's variables.
+            "GLOBAL python_enable_replacements = false",
+            "autoload_known_extensions = false",
+            f"allowed_directories = ['{folder}']",
+            f"allowed_paths = {patterns}",
+            "enable_external_access = false",
+            "lock_configuration = true",
+        ):
+            connection.execute(f"SET {setting}")
 
 
 def catalogue() -> pa.RecordBatchReader:
@@ -85,13 +124,24 @@ def query(
         sql = name_or_sql
     try:
         statements = connection.extract_statements(sql)
-        if [s.type for s in statements] not in ([duckdb.StatementType.SELECT],
-                                                [duckdb.StatementType.EXPLAIN]):
+        # Not EXPLAIN either: with ANALYZE it runs what it explains, COPY ... TO among others.
+        if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
             raise UsageError("one SELECT statement is needed: a run is read-only")
         wanted = statements[0].named_parameters
         values = _values(wanted, parameters(sql), given, name_or_sql)
-        return connection.sql(sql, params=values).arrow()
+        reader = connection.sql(sql, params=values).arrow()
+        return pa.RecordBatchReader.from_batches(reader.schema, _errors_named(reader))
+    except UnicodeError as error:
+        raise UsageError(f"the question is not valid Unicode: {error}") from error
     except duckdb.Error as error:
+        raise ClsightError(str(error)) from error
+
+
+def _errors_named(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches of an answer; what goes wrong while it is worked out is a sentence as well."""
+    try:
+        yield from reader
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise ClsightError(str(error)) from error
 
 
@@ -106,7 +156,7 @@ def failed_checks(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 def at(connection: duckdb.DuckDBPyConnection, run: Path) -> duckdb.DuckDBPyConnection:
     """Resolve the views' relative paths in the run folder; fetch nothing from elsewhere."""
-    connection.execute(f"SET file_search_path = '{quoted(run.resolve())}'")
+    connection.execute(f"SET GLOBAL file_search_path = '{quoted(run.resolve())}'")
     connection.execute("SET autoinstall_known_extensions = false")
     return connection
 

@@ -12,9 +12,18 @@ class UsageError(ClsightError):
     """The call itself cannot be right (an unknown column, a missing folder); exit code 2."""
 
 
+class Stopped(BaseException):
+    """Somebody asked the process to end (SIGTERM, SIGINT); no `except Exception` may hold it up."""
+
+
 def listed(values: Sequence[object], most: int = 10) -> str:
     """The values as English, the first `most` of them: `3, 17 and 4,003`, `1, 2 and 40 more`."""
     words = [f"{v:,}" if isinstance(v, int) else str(v) for v in values]
     if len(words) > most:
         words = [*words[:most], f"{len(values) - most:,} more"]
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "none"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters could move its cursor or change its colours."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

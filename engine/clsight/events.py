@@ -1,7 +1,26 @@
-"""What happens in a run, as structured events: one JSON object a line in RUN/log/events.jsonl."""
+"""What happens in a run, as structured events: one JSON object a line in RUN/log/events.jsonl.
 
+An event is a record of the package's logger, so that it also reaches the screen, and whatever a
+program that uses clsight does with logs.
+"""
+
+import json
 import logging
+import logging.handlers
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from clsight.errors import ClsightError, Stopped
+
+FILE = "log/events.jsonl"
+EVERY = 5.0
+"""Least seconds between two events "progress" of a stage."""
 
 log = logging.getLogger("clsight")
 
@@ -12,3 +31,110 @@ def event(kind: str, message: str = "", level: int = logging.INFO, **fields: Any
     >>> event("retried", "bert: row 17 is computed again in float32", model="bert", rows=[17])
     """
     log.log(level, message or kind, extra={"event": kind, "fields": fields})
+
+
+def read(run: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run, oldest first, each with `time`, `level`, `event` and `message`.
+
+    A line that was cut off (by a loss of power) is left out.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict) and {"time", "event"} <= found.keys():
+                yield found
+
+
+@contextmanager
+def logged(run: Path) -> Iterator[None]:
+    """Append the block's events to the run's file; an error that ends it is one of them."""
+    path = run / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _end_last_line(path)
+    handler, level = _Lines(path, encoding="utf-8", errors="backslashreplace"), log.level
+    handler.setFormatter(_Json())
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
+    try:
+        yield
+    except (ClsightError, Stopped) as error:
+        event("stopped", str(error), logging.ERROR, error=type(error).__name__)
+        raise
+    except BaseException as error:
+        event("stopped", f"{type(error).__name__}: {error}", logging.ERROR,
+              error=type(error).__name__, trace=traceback.format_exc())
+        raise
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+
+
+class Heartbeat:
+    """Says "progress" every few seconds, so that others see how far a run is, and that it lives."""
+
+    def __init__(self) -> None:
+        """Nothing is said yet."""
+        self._done: dict[str, int] = {}
+        self._said: dict[str, float] = {}
+
+    def __call__(self, stage: str, documents: int, total: int) -> None:
+        """Count documents that were done in a stage; `total` 0 where it is not known."""
+        self._done[stage] = done = self._done.get(stage, 0) + documents
+        now = time.monotonic()
+        if now - self._said.get(stage, -EVERY) >= EVERY or done == total:
+            self._said[stage] = now
+            event("progress", f"{stage}: {done} documents", logging.DEBUG, stage=stage, done=done,
+                  total=total or None)
+
+
+def to_parent(queue: Any) -> None:
+    """Send this process's events to its parent, who passes them on with `log.handle`."""
+    log.addHandler(_Sender(queue))
+    log.setLevel(logging.DEBUG)
+
+
+class _Sender(logging.handlers.QueueHandler):
+    queue: Any  # a simple queue has no `put_nowait`
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """What `prepare` has made fit to be sent."""
+        self.queue.put(record)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; JSON escapes whatever would end it or move a terminal's cursor."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return json.dumps({
+            "time": when, "level": record.levelname.lower(),
+            "event": getattr(record, "event", "note"), "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }, default=str)
+
+
+class _Lines(logging.FileHandler):
+    """A file that may stop to take lines (a full disk): said once, and no reason to stop a run."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not self.failed:
+            self.failed = True
+            print(f"clsight: {self.baseFilename} cannot be written: {sys.exc_info()[1]}; events "
+                  "from here on may be missing", file=sys.stderr)
+
+
+def _end_last_line(path: Path) -> None:
+    """A line that was cut off must not swallow the next one."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")

@@ -3,22 +3,26 @@
 Imports torch, transformers, pyarrow and numpy alone, so that it runs on a bare GPU machine.
 """
 
+import logging
 import multiprocessing
 import os
+import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clsight import memory, shards
+from clsight import events, memory, shards
 from clsight.clock import Clock
 from clsight.errors import ClsightError
+from clsight.events import event
 from clsight.extractor import Documents, Extractor, open_extractor
 from clsight.plan import Plan
 from clsight.results import Result
@@ -49,7 +53,7 @@ def extract(
     extractors: dict[str, Extractor] = {}
     with ExitStack() as stack:
         opener, reader, writer = (
-            stack.enter_context(ThreadPoolExecutor(threads)) for threads in (1, ahead, 1)
+            stack.enter_context(threads(n)) for n in (1, ahead, 1)
         )
         workers = stack.enter_context(_processes(tokenisers)) if tokenisers else None
         opening: dict[str, Future[Extractor]] = {}
@@ -73,6 +77,8 @@ def extract(
             with clock.stage("write"):
                 table = extractor.table(documents, results)
                 shards.write(table, run / extractor.name / "attention" / name)
+            event("extracted", f"{extractor.name}: {name} is extracted", logging.DEBUG,
+                  model=extractor.name, shard=name, n_documents=table.num_rows)
             return extractor.name, name
 
         begun = deque(begin(*job) for job in jobs[:ahead])
@@ -91,9 +97,46 @@ def extract(
         yield from (future.result() for future in written)
 
 
-def _processes(n: int, **options: Any) -> ProcessPoolExecutor:
+@contextmanager
+def threads(n: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that end what they are at; what waits behind it is dropped if the block fails."""
+    pool = ThreadPoolExecutor(n)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _processes(n: int, queue: Any = None) -> ProcessPoolExecutor:
     """Processes started afresh: a fork would share the state of CUDA and of running threads."""
-    return ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), **options)
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(n, context, _begin_child, (queue,))
+
+
+_parent: Any = None
+"""Queue to the parent, in processes of `extract_on`."""
+
+
+def _begin_child(queue: Any) -> None:
+    """Live as long as the parent and no longer, also where it is killed and can say nothing.
+
+    Ctrl-C reaches all processes of a terminal, and is the parent's to answer.
+    """
+    global _parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _parent = queue
+    if queue is not None:
+        events.to_parent(queue)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def extract_on(
@@ -133,7 +176,7 @@ def _side_by_side(
     A simple queue writes before it returns: when a process has ended, all it said has been said.
     """
     n, queue = len(devices), multiprocessing.get_context("spawn").SimpleQueue()
-    with _processes(n, initializer=_report_to, initargs=(queue,)) as pool:
+    with _processes(n, queue) as pool:
         parts = [pool.submit(_extract_part, run, plan, jobs[i::n], device, tokens_per_batch,
                              clock.detailed, n)
                  for i, device in enumerate(devices)]
@@ -145,6 +188,8 @@ def _side_by_side(
                 match queue.get():
                     case None:
                         ended += 1
+                    case logging.LogRecord() as record:
+                        events.log.handle(record)
                     case model, int(done):
                         progress(model, done)
                     case job:
@@ -160,15 +205,6 @@ def tokenisers_for(device: str, n_devices: int) -> int:
     """Processes that tokenise for a device; on the CPU a thread does it in passing."""
     cores = os.cpu_count() or 1
     return 0 if device == "cpu" else max(1, min(8, cores // (2 * n_devices)))
-
-
-_parent: Any = None
-"""Queue to the parent, in processes of `extract_on`."""
-
-
-def _report_to(queue: Any) -> None:
-    global _parent
-    _parent = queue
 
 
 def _extract_part(

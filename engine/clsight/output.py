@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clsight.errors import printable
+
 TABLE_ROWS = 100
 """Rows that a table on the screen shows; the other formats have all."""
 FOLDED = 60
@@ -118,8 +120,7 @@ def shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(shown, value))
-    # Control characters could move the cursor or change the terminal's colours.
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return printable(str(value).replace("\n", "\N{REPLACEMENT CHARACTER}"))
 
 
 def _rows(answer: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:

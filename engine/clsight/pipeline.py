@@ -5,21 +5,22 @@ call resumes a run.
 """
 
 import dataclasses
+import errno
 import itertools
 import logging
-import re
-import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clsight import memory, shards, tables
+from clsight import __version__, events, lock, memory, shards, tables
 from clsight import plan as plans
 from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
-from clsight.errors import UsageError, listed
+from clsight.errors import ClsightError, UsageError, listed
+from clsight.events import event
 from clsight.plan import DatasetPlan, ModelPlan, Plan
 from clsight.statistics import Options
 
@@ -28,12 +29,8 @@ if TYPE_CHECKING:
 
     from clsight.clock import Clock
 
-log = logging.getLogger("clsight")
-
 Progress = Callable[[str, int, int], None]
 """progress(stage, documents done since the last call, documents in all)"""
-
-_RESERVED = {"documents", "log"}
 
 
 @dataclass(frozen=True)
@@ -128,15 +125,20 @@ def run(
     options, clock = options or Options(), clock or Clock()
     folder, dataset = Path(output), Dataset(
         data, text, label, id, split, text_pair, group_by)
-    _refuse_bad_names(models)
+    plans.refuse_bad_names(models)
     _refuse_foreign_folder(folder)
     inspected, chosen = _inspected(models, layers, scores, dataset)
     _refuse_unknown_target(target, inspected)
-    plan = _planned(folder, Plan(
+    plan = Plan(
         dataset=_dataset_plan(dataset, on_bad_row), models=inspected, dtype=_dtype(dtype, device),
-        scores=chosen, target=target, shard_size=shard_size,
-    ))
-    with _log_file(folder / "log" / "run.log"):
+        scores=chosen, piece_scores=tables.piece_scores(chosen), target=target,
+        shard_size=shard_size, options=dataclasses.asdict(options),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = _also(events.Heartbeat(), progress)
+    with lock.held(folder), events.logged(folder), _full_disk_named(folder):
+        shards.sweep(folder)
+        plan = _begun(folder, plan)
         with clock.stage("documents"):
             plan = _documents(folder, plan, dataset, progress)
         _complete(folder, plan, device, tokens_per_batch, options, progress, clock)
@@ -150,82 +152,82 @@ def _complete(
     """Do what is missing after the documents."""
     pending = pending_shards(folder, plan)
     if not any(pending.values()) and _is_built(folder, plan, options):
-        log.info("nothing to do: %s is complete", folder)
+        event("complete", f"nothing to do: {folder} is complete")
         return
+    _write_head_weights(folder, plan, device)
     if any(pending.values()):
         _extract_and_score(folder, plan, pending, device, tokens_per_batch, progress, clock)
         memory.release()
     with clock.stage("statistics"):
         _build(folder, plan, options, progress)
-    log.info("%s is complete", folder)
+    event("complete", f"{folder} is complete")
+
+
+def _also(first: Progress, second: Progress) -> Progress:
+    def both(stage: str, documents: int, total: int) -> None:
+        first(stage, documents, total)
+        second(stage, documents, total)
+
+    return both
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Append the package's log to a file of the run."""
-    path.parent.mkdir(exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
+def _full_disk_named(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        log.error("stopped: %s", error)
-        raise
-    finally:
-        log.removeHandler(handler)
-        handler.close()
-
-
-def status(run: Run) -> list[str]:
-    """How far a run is, as lines for the screen."""
-    plan, folder = run.plan, run.folder
-    lines = [f"{folder}  fingerprint {plan.fingerprint[:12]}  {plan.dtype}"]
-    if plan.n_rows is None:
-        return [*lines, "documents: not complete; run the same command to go on"]
-    bad = bad_documents(folder / "documents").num_rows
-    lines.append(f"documents: {plan.n_rows:,} rows in {plan.n_shards} shards, {bad:,} left out")
-    for model in plan.models:
-        stages = [f"{stage} {len(shards.done(folder / model / stage))}/{plan.n_shards}"
-                  for stage in ("attention", "scores")]
-        lines.append(f"{model}: {', '.join(stages)} shards")
-    from clsight.database import FILE
-
-    built = (folder / FILE).exists() and not any(pending_shards(folder, plan).values())
-    lines.append("complete" if built else "not complete; run the same command to go on")
-    return lines
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ClsightError(f"{folder}: the disk is full ({error}); what is complete is kept: make "
+                           "room, and the same command goes on") from error
 
 
 def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
-    """Model -> shards that are not scored yet."""
+    """Model -> shards that are not extracted and scored yet."""
     done = {
-        model: set.intersection(*(shards.done(folder / model / made) for made in shards.SCORED))
+        model: set.intersection(*(shards.done(folder / model / made) for made in shards.MADE))
         for model in plan.models
     }
     return {model: [name for name in plan.shard_names() if name not in done[model]]
             for model in plan.models}
 
 
-def _planned(folder: Path, plan: Plan) -> Plan:
+def _begun(folder: Path, plan: Plan) -> Plan:
     """The plan, written into its folder; refuses a folder that was made by another one."""
-    if (folder / "plan.json").exists():
+    if any((folder / name).exists() for name in plans.FILES):
         old = plans.load(folder)
         # Before the documents are complete nothing depends on the old plan yet.
         if old.n_rows is not None:
-            plans.refuse_other_plan(old, plan, folder)
-            plan = dataclasses.replace(plan, n_rows=old.n_rows)
-    folder.mkdir(parents=True, exist_ok=True)
+            plan = plans.continued(old, plan, folder)
+            _remove_other_scores(folder, old, plan)
     plan.save(folder)
+    event("started", f"{folder}: {', '.join(plan.models)} in {plan.dtype}", logging.DEBUG,
+          **lock.me(), clsight=__version__, fingerprint=plan.fingerprint, libraries=plan.libraries)
     return plan
+
+
+def _remove_other_scores(folder: Path, old: Plan, plan: Plan) -> None:
+    """Other scores from the same attention: only scoring and what follows is made again."""
+    if plan.scores == old.scores:
+        return
+    event("rescored", f"scores were {listed(old.scores)} and are now {listed(plan.scores)}; "
+          "attention is kept")
+    shards.remove([folder / tables.DATABASE,
+                   *(folder / model / made for model in old.models for made in shards.SCORED)])
 
 
 def _dataset_plan(dataset: Dataset, on_bad_row: str) -> DatasetPlan:
     return DatasetPlan(
-        path=dataset.path, text=dataset.text, text_pair=dataset.text_pair, label=dataset.label,
-        id=dataset.id, split=dataset.split, group_by=dataset.group_by, id_type=str(dataset.id_type),
-        label_type=str(dataset.label_type), sha256=dataset.sha256, on_bad_row=on_bad_row,
+        path=_absolute(dataset.path), text=dataset.text, text_pair=dataset.text_pair,
+        label=dataset.label, id=dataset.id, split=dataset.split, group_by=dataset.group_by,
+        id_type=str(dataset.id_type), label_type=str(dataset.label_type), sha256=dataset.sha256,
+        on_bad_row=on_bad_row,
     )
+
+
+def _absolute(path: str) -> str:
+    """A path here so that it holds from any folder; a name on the Hub as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _inspected(
@@ -243,7 +245,8 @@ def _inspected(
     named = [tables.score_layer(s) for s in chosen if tables.base(s) in tables.FROM_ROWS]
     rows = {layer for layer in named if layer is not None}
     return {
-        name: dataclasses.replace(model, layers=tuple(sorted({*model.layers, *rows})))
+        name: dataclasses.replace(model, path=_absolute(model.path),
+                                  layers=tuple(sorted({*model.layers, *rows})))
         for name, model in inspected.items()
     }, chosen
 
@@ -264,22 +267,37 @@ def _dtype(dtype: str, device: str) -> str:
 
 
 def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -> Plan:
-    """Write the document shards, unless they are complete; the plan then knows their number."""
+    """Write the document shards that are missing; the plan then knows the number of rows."""
+    path = folder / "documents"
+    labels = {name: list(model.labels) for name, model in plan.models.items()}
+
+    def written(n: int) -> None:
+        progress("documents", n, 0)
+
     if plan.n_rows is None:
-        shutil.rmtree(folder / "documents", ignore_errors=True)
-        labels = {name: list(model.labels) for name, model in plan.models.items()}
-        n_rows = write_documents(
-            dataset, labels, folder / "documents", plan.shard_size,
-            lambda n: progress("documents", n, 0),
-        )
+        shards.remove([path])
+        n_rows = write_documents(dataset, labels, path, plan.shard_size, written)
         if plan.dataset.on_bad_row == "error":
-            refuse_bad_documents(folder / "documents")
+            refuse_bad_documents(path)
         plan = dataclasses.replace(plan, n_rows=n_rows)
         plan.save(folder)
-    if bad := bad_documents(folder / "documents").num_rows:
-        log.warning("%d of %d documents cannot be used and are left out; see bad_documents",
-                    bad, plan.n_rows)
+    elif missing := set(plan.shard_names()) - shards.done(path):
+        write_documents(dataset, labels, path, plan.shard_size, written, only=missing)
+    n_bad = bad_documents(path).num_rows
+    event("documents", f"{n_bad:,} of {plan.n_rows:,} documents cannot be used and are left out; "
+          "see bad_documents", logging.WARNING if n_bad else logging.DEBUG, n_rows=plan.n_rows,
+          n_bad=n_bad)
     return plan
+
+
+def _write_head_weights(folder: Path, plan: Plan, device: str) -> None:
+    """Make head weights that are lost; otherwise they are written where a model is opened."""
+    from clsight.extractor import devices, open_extractor
+
+    for model in plan.models:
+        made = shards.done(folder / model / "attention")
+        if made and not (folder / model / "head_weights.parquet").is_file():
+            open_extractor(model, plan, folder, devices(device)[0])
 
 
 def _extract_and_score(
@@ -287,7 +305,7 @@ def _extract_and_score(
     tokens_per_batch: int | None, progress: Progress, clock: "Clock",
 ) -> None:
     """Extract the shards that are missing, and score each as soon as it is committed."""
-    from clsight.extract import extract_on
+    from clsight.extract import extract_on, threads
     from clsight.extractor import devices
     from clsight.scores import score_shard
 
@@ -295,7 +313,8 @@ def _extract_and_score(
     extracted = {(m, name) for m in pending for name in shards.done(folder / m / "attention")}
     missing = [job for job in jobs if job not in extracted]
     chosen = devices(device)
-    log.info("%d shards to extract in %s on %s", len(missing), plan.dtype, ", ".join(chosen))
+    event("extraction", f"{len(missing)} shards to extract in {plan.dtype} on {', '.join(chosen)}",
+          n_shards=len(missing), devices=chosen)
     n_rows = plan.n_rows or 0
     n_documents = n_rows - bad_documents(folder / "documents").num_rows
     ahead = {model: max(0, n_documents - min(n_rows, len(names) * plan.shard_size))
@@ -307,13 +326,19 @@ def _extract_and_score(
     def score(model: str, name: str) -> None:
         with clock.stage("score"):
             score_shard(folder, plan, model, name)
+        event("scored", f"{model}: {name} is scored", logging.DEBUG, model=model, shard=name)
 
-    with ThreadPoolExecutor(1) as scorer:
+    with threads(1) as scorer:
         committed = itertools.chain(
             (job for job in jobs if job in extracted),
             extract_on(chosen, folder, plan, missing, tokens_per_batch, batch_done, clock),
         )
-        for scored in [scorer.submit(score, *job) for job in committed]:
+        scoring: deque[Future[None]] = deque()
+        for job in committed:
+            scoring.append(scorer.submit(score, *job))
+            while scoring and scoring[0].done():  # a failure is not left to the end of the night
+                scoring.popleft().result()
+        for scored in scoring:
             scored.result()
 
 
@@ -329,21 +354,17 @@ def _build(folder: Path, plan: Plan, options: Options, progress: Progress) -> No
     build.build(folder, plan, options, lambda n, total: progress("statistics", n, total))
     with database.connect(folder) as connection:
         for check, count in database.failed_checks(connection).items():
-            log.warning("check %s: %d rows; see them with: clsight query %s %s",
-                        check, count, folder, check)
-
-
-def _refuse_bad_names(models: Mapping[str, str]) -> None:
-    if not models:
-        raise UsageError("name at least one model: --model NAME=PATH")
-    for name in models:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name in _RESERVED:
-            raise UsageError(f"{name!r} cannot be a model's name: use letters, digits, '_', '-', "
-                             f"'.', and none of {', '.join(sorted(_RESERVED))}")
+            event("check", f"check {check}: {count} rows; see them with: clsight query {folder} "
+                  f"{check}", logging.WARNING, check=check, rows=count)
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
+    """Refuse what is no run; a run that was stopped at its very beginning has no plan yet."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give an output folder")
-    if folder.is_dir() and not (folder / "plan.json").is_file() and any(folder.iterdir()):
+    if not folder.is_dir() or any((folder / name).is_file() for name in plans.FILES):
+        return
+    ours = {lock.FILE, "log"}
+    if any(path.name not in ours and not path.name.startswith(shards.PARTIAL)
+           for path in folder.iterdir()):
         raise UsageError(f"{folder} is not a clsight run and not empty; give another output folder")

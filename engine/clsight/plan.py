@@ -4,17 +4,26 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from clsight import shards, tables
-from clsight.errors import UsageError
+from clsight.errors import UsageError, listed
 
-FORMAT = 3
+FORMAT = 4
+FILES = ("plan.json", "log/plan.json")
+"""Where the plan is, and a copy of it: without a plan, nothing says what a run is made of."""
+LIBRARIES = ("torch", "transformers", "tokenizers", "polars")
+"""Whose major versions must stay the same in a run: they decide its numbers."""
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""Names of models are names of folders, and stand in SQL."""
+RESERVED = ("documents", "log")
 _ARROW = {"int64": pa.int64(), "string": pa.string()}
 
 
@@ -58,9 +67,15 @@ class Plan:
     dtype: str
     scores: tuple[str, ...]
     """Word scores, in the order of `tables.SCORES`."""
+    piece_scores: tuple[str, ...]
+    """Scores of pieces that are stored beside attention rows: at least those that `scores` need."""
     target: str
     """The class that scores explain: "predicted", "gold", or a label."""
     shard_size: int
+    options: dict[str, Any] = field(default_factory=dict)
+    """How words are tested (`statistics.Options`); no part of the fingerprint."""
+    libraries: dict[str, str] = field(default_factory=lambda: _versions())
+    """Versions of `LIBRARIES` when the run was begun."""
     n_rows: int | None = None
     """Rows of the dataset; known, and written, once the documents stage is complete."""
     format: int = FORMAT
@@ -91,9 +106,21 @@ class Plan:
         return [shards.name(shard) for shard in range(self.n_shards)]
 
     def save(self, run: Path) -> None:
-        """Write `plan.json` whole or not at all."""
-        with shards.replaced(run / "plan.json") as path:
-            path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write the plan and its copy, each whole or not at all."""
+        content = dataclasses.asdict(self)
+        text = json.dumps({"sha256": _sha256(content), **content}, indent=2) + "\n"
+        for name in FILES:
+            with shards.replaced(run / name, _read) as path:
+                path.write_text(text)
+
+
+def _versions() -> dict[str, str]:
+    """Of those that are there: extraction needs no Polars."""
+    found = {}
+    for library in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found
 
 
 def chosen_scores(
@@ -136,38 +163,117 @@ def chosen_scores(
 
 
 def load(run: Path) -> Plan:
-    """The plan of a run folder.
+    """The plan of a run folder, from its copy where `plan.json` is damaged.
 
     Raises:
         UsageError: the folder is missing or holds no plan that this version can read.
     """
-    path = run / "plan.json"
-    if not path.is_file():
+    path, copy = (run / name for name in FILES)
+    if not path.is_file() and not copy.is_file():
         what = "is not a clsight run (it has no plan.json)" if run.exists() else "does not exist"
         raise UsageError(f"{run} {what}")
     try:
-        stored: dict[str, Any] = json.loads(path.read_text())
+        return _read(path)
+    except UsageError:
+        if not copy.is_file():
+            raise
+        return _read(copy)
+
+
+def damaged(run: Path) -> dict[str, str]:
+    """Files of the plan that cannot be read -> why; another copy may be sound."""
+    reasons = {}
+    for name in FILES:
+        try:
+            _read(run / name)
+        except UsageError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def _read(path: Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        UsageError: it is missing, of another format, or not as it was written.
+    """
+    try:
+        stored = json.loads(path.read_text())
         if stored["format"] != FORMAT:
             raise UsageError(f"{path} has format {stored['format']}; this version reads {FORMAT}")
-        models = {
-            name: ModelPlan(
-                **{**model, "labels": tuple(model["labels"]), "layers": tuple(model["layers"])}
-            )
-            for name, model in stored["models"].items()
-        }
-        stored["scores"] = tuple(stored["scores"])
-        return Plan(**{**stored, "dataset": DatasetPlan(**stored["dataset"]), "models": models})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} cannot be read as a plan ({error}); start a new run") from error
+        if stored.pop("sha256") != _sha256(stored):
+            raise UsageError(f"{path} is not as it was written (its checksum differs)")
+        return _plan(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} cannot be read as a plan ({reason}); start a new run") from error
 
 
-def refuse_other_plan(old: Plan, new: Plan, run: Path) -> None:
-    """Raise `UsageError` that names both values wherever `run` was made by another plan."""
+def _plan(stored: dict[str, Any]) -> Plan:
+    """The plan in parsed JSON.
+
+    Raises:
+        UsageError: a model's name could not have been given; it would be a path, or SQL.
+    """
+    refuse_bad_names(stored["models"])
+    models = {
+        name: ModelPlan(
+            **{**model, "labels": tuple(model["labels"]), "layers": tuple(model["layers"])}
+        )
+        for name, model in stored["models"].items()
+    }
+    scores = {name: tuple(stored[name]) for name in ("scores", "piece_scores")}
+    if unknown := [name for name in scores["scores"] if tables.base(name) not in tables.SCORES]:
+        raise UsageError(f"there is no score {listed(unknown)}")
+    return Plan(**{**stored, **scores, "models": models,
+                   "dataset": DatasetPlan(**stored["dataset"])})
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def refuse_bad_names(models: Mapping[str, object]) -> None:
+    """Raise `UsageError` where a model's name cannot be a folder's."""
+    for name in models:
+        if not MODEL_NAME.fullmatch(name) or name in RESERVED:
+            raise UsageError(f"{name!r} cannot be a model's name: use letters, digits, '_', '-', "
+                             f"'.', and none of {', '.join(RESERVED)}")
+
+
+def continued(old: Plan, new: Plan, run: Path) -> Plan:
+    """The plan under which a run goes on: what is asked for now, on what is there already.
+
+    Scores that can be made from what is stored, and further models, do not touch what is there;
+    everything else would.
+
+    Raises:
+        UsageError: with both values of all that changed and would need another run.
+    """
+    models = {
+        name: dataclasses.replace(new.models[name], layers=model.layers)
+        if name in new.models and set(new.models[name].layers) <= set(model.layers)
+        else new.models.get(name)
+        for name, model in old.models.items()
+    }
+    stored = set(new.piece_scores) <= set(old.piece_scores)
+    kept = dataclasses.replace(
+        new, models={name: model for name, model in models.items() if model is not None},
+        piece_scores=old.piece_scores if stored else new.piece_scores,
+    )
+    _refuse_changes(old, kept, run)
+    added = {name: model for name, model in new.models.items() if name not in old.models}
+    _refuse_other_labels(old, added, run)
+    return dataclasses.replace(kept, models=kept.models | added, n_rows=old.n_rows,
+                               libraries=old.libraries)
+
+
+def _refuse_changes(old: Plan, new: Plan, run: Path) -> None:
     before, after = dict(_identity(old)), dict(_identity(new))
     changes = [
-        f"{key} was {before.get(key, 'absent')} and is now {after.get(key, 'absent')}"
+        f"{key} was {_named(before.get(key))} and is now {_named(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key != "scores"
     ]
     if changes:
         raise UsageError(
@@ -176,11 +282,25 @@ def refuse_other_plan(old: Plan, new: Plan, run: Path) -> None:
         )
 
 
+def _refuse_other_labels(old: Plan, added: dict[str, ModelPlan], run: Path) -> None:
+    """A model that lacks a label of the documents would make some of them unusable."""
+    known = set.intersection(*(set(model.labels) for model in old.models.values()))
+    for name, model in added.items():
+        if lacking := sorted(known - set(model.labels)):
+            raise UsageError(f"{run} holds documents with the label {listed(lacking)}, which "
+                             f"{name} does not know; give another output folder")
+
+
+def _named(value: Any) -> str:
+    return "absent" if value is None else str(value)
+
+
 def _identity(plan: Plan) -> Iterator[tuple[str, Any]]:
     stored = dataclasses.asdict(plan)
     yield from ((key, stored[key]) for key in ("format", "dtype", "target", "shard_size"))
-    yield "scores", list(plan.scores)
+    yield from ((key, list(stored[key])) for key in ("scores", "piece_scores"))
     yield from ((f"dataset {k}", v) for k, v in stored["dataset"].items() if k != "path")
+    yield from ((f"{k} (major version)", v.split(".")[0]) for k, v in plan.libraries.items())
     for name, model in stored["models"].items():
         for key, value in model.items():
             if key != "path":
