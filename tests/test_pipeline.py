@@ -1,6 +1,7 @@
 """A run as its user sees it: complete, resumable, refusing other plans, readable anywhere."""
 
 import dataclasses
+import errno
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import clsight
-from clsight import build, database, pipeline, shards
+from clsight import build, database, events, lock, pipeline, shards
 from clsight.errors import ClsightError, UsageError
 from clsight.words import segment
 from conftest import demo_models
@@ -180,6 +181,80 @@ def test_another_plan_is_refused_with_both_values(copied_run, reviews, tmp_path)
         run(changed, copied_run)
     with pytest.raises(UsageError, match=r"model roberta sha256 was .* and is now absent"):
         run(reviews, copied_run, models={"bert": demo_models()["bert"]})
+
+
+def test_new_scores_from_stored_rows_repeat_no_extraction(copied_run, reviews, small_run):
+    before = extracted(copied_run)
+    made = run(reviews, copied_run, scores="uniform,uniform_0")
+    assert made.plan.scores == ("uniform", "uniform_0", "contribution")
+    kept = {path for path, time in before.items() if path.stat().st_mtime_ns == time}
+    assert {path.parent.name for path in before.keys() - kept} == set(shards.SCORED)
+    assert made.sql("words").columns[-3:] == ["uniform", "uniform_0", "contribution"]
+    again = run(reviews, copied_run)
+    assert again.plan.fingerprint == small_run.plan.fingerprint
+    order = "model, document_id, position"
+    assert contents(copied_run, "words", order).equals(contents(small_run.folder, "words", order))
+    assert_same_statistics(copied_run, small_run.folder)
+
+
+def test_scores_that_need_another_forward_pass_are_refused(copied_run, reviews):
+    with pytest.raises(UsageError, match=r"piece_scores was \['contribution'\] and is now "
+                                         r"\['contribution', 'conservative'\]"):
+        run(reviews, copied_run, scores="conservative")
+    with pytest.raises(UsageError, match=r"shard_size was 256 and is now 100"):
+        run(reviews, copied_run, shard_size=100)
+
+
+def test_another_model_is_extracted_beside_those_that_are_there(reviews, small_run, tmp_path):
+    first = run(reviews, tmp_path / "run", models={"bert": demo_models()["bert"]})
+    before = extracted(first.folder)
+    both = run(reviews, tmp_path / "run")
+    assert list(both.plan.models) == ["bert", "roberta"]
+    assert {path for path, time in before.items() if path.stat().st_mtime_ns != time} == set()
+    order = "model, document_id, position"
+    assert contents(both.folder, "words", order).equals(
+        contents(small_run.folder, "words", order))
+    assert_same_statistics(both.folder, small_run.folder)
+
+
+def test_another_major_version_of_a_library_is_refused(copied_run, reviews, monkeypatch):
+    monkeypatch.setattr("clsight.plan.version", lambda name: "99.1")
+    with pytest.raises(UsageError, match=r"transformers \(major version\) was 5 and is now 99"):
+        run(reviews, copied_run)
+
+
+def test_two_runs_on_one_folder_do_not_meet(copied_run, reviews):
+    with lock.held(copied_run), pytest.raises(ClsightError, match="at work in another process"):
+        run(reviews, copied_run)
+
+
+def test_what_a_killed_process_left_is_swept(copied_run, reviews, small_run):
+    (copied_run / "clsight.duckdb").rename(copied_run / ".partial-clsight.duckdb-99")
+    (copied_run / ".partial-pairs-x").mkdir()
+    (copied_run / ".partial-pairs-x" / "0").write_bytes(b"x")
+    run(reviews, copied_run)
+    assert not list(copied_run.rglob(".partial-*"))
+    assert_same_statistics(copied_run, small_run.folder)
+
+
+def test_a_full_disk_is_a_sentence_and_no_loss(reviews, small_run, tmp_path, monkeypatch):
+    written, write = [], shards.write
+
+    def filling(table, path):
+        if len(written) >= 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(table, path)
+        written.append(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "write", filling)
+        with pytest.raises(ClsightError, match=r"the disk is full.*make room"):
+            run(reviews, tmp_path / "run")
+    assert [e["event"] for e in events.read(tmp_path / "run")][-1] == "stopped"
+    assert all(shards.is_sound(path) for path in written if path.exists())
+    made = run(reviews, tmp_path / "run")
+    order = "model, document_id, position"
+    assert contents(made.folder, "words", order).equals(contents(small_run.folder, "words", order))
 
 
 def test_other_test_options_make_only_the_statistics_again(copied_run, reviews):
