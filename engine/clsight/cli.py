@@ -1,29 +1,22 @@
 """The command line: parse, call, print. stdout is data, stderr is progress."""
 
 import gc
-import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import clsight
 from clsight.errors import ClsightError, UsageError, printable
+from clsight.screen import log_on_stderr, progress_bar, show_profile, shown_on
 from clsight.stopping import stoppable
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from clsight.clock import Clock
-    from clsight.pipeline import Run
 
 DONE, FAILED, USAGE = 0, 1, 2
 FORMATS = ("table", "json", "csv", "parquet", "arrow")
@@ -156,13 +149,13 @@ def verify(run: Path, repair: bool) -> int:
     """
     from clsight import verify as verification
 
-    with _progress_bar() as bar, _log_on_stderr():
+    with progress_bar() as bar, log_on_stderr():
         if repair:
             with stoppable(lambda: _kept(run)):
-                found = verification.repair(run, _shown_on(bar))
+                found = verification.repair(run, shown_on(bar))
         else:
-            shown = _shown_on(bar)
-            found = verification.verify(run, lambda n, total: shown("files", n, total))
+            shown = shown_on(bar, "files")
+            found = verification.verify(run, lambda n, total: shown("verify", n, total))
     for problem in found:
         click.echo(printable(str(problem)))
     click.echo(f"{run}: {len(found) or 'no'} problem{'s'[: len(found) != 1]}", err=True)
@@ -261,40 +254,17 @@ def _run_and_summarise(
         from clsight.output import write
 
         started, clock = time.monotonic(), Clock(detailed=profile)
-        with _progress_bar() as bar, _log_on_stderr():
-            run = pipeline.run(data, models=models, output=output, progress=_shown_on(bar),
+        with progress_bar() as bar, log_on_stderr():
+            run = pipeline.run(data, models=models, output=output, progress=shown_on(bar),
                                clock=clock, **options)
     if profile:
-        _show_profile(clock, time.monotonic() - started, run, options.get("device", "auto"))
+        show_profile(clock, time.monotonic() - started, run, options.get("device", "auto"))
     with database.connect(run.folder) as connection:
         for query in ("summary", "findings"):
             answer = database.query(connection, query, {})
             write(answer, "table", sys.stdout.buffer)
     click.echo(f"{run.folder}: complete, {time.monotonic() - started:.1f} s; "
                f"clsight query {run.folder} lists what can be asked", err=True)
-
-
-@contextmanager
-def _log_on_stderr() -> Iterator[None]:
-    """Show the package's log; opened within the progress bar, which then keeps lines apart."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.INFO)
-    # What ends a run is said as the last word, by `_say`.
-    handler.addFilter(lambda record: getattr(record, "event", "") != "stopped")
-    handler.setFormatter(_Printable())
-    log = logging.getLogger("clsight")
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-
-
-class _Printable(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        """The message; see `printable`."""
-        return printable(record.getMessage())
 
 
 def _import_engine() -> None:
@@ -316,24 +286,6 @@ def _import_engine() -> None:
     gc.enable()
 
 
-def _show_profile(clock: "Clock", wall: float, run: "Run", device: str) -> None:
-    import pyarrow as pa
-    from rich.console import Console
-
-    from clsight import output
-    from clsight.clock import matrix_peak
-    from clsight.extractor import devices
-
-    rows = clock.table(wall)
-    console = Console(stderr=True)
-    console.print(output.table(pa.Table.from_pylist(rows).schema, rows))
-    if clock.operations:
-        achieved, peak = clock.achieved(), matrix_peak(run.plan.dtype, devices(device)[0])
-        console.print(f"useful arithmetic: {achieved / 1e9:,.0f} GFLOP/s, {achieved / peak:.0%} of "
-                      f"the {peak / 1e9:,.0f} that matrix products reach here in "
-                      f"{run.plan.dtype}", highlight=False)
-
-
 def _number_or_auto(given: str) -> int | None:
     if given == "auto":
         return None
@@ -350,33 +302,6 @@ def _pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
             raise UsageError(f"{option} {item}: write NAME=VALUE, each name once")
         pairs[key] = value
     return pairs
-
-
-def _progress_bar() -> "Progress":
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.completed:>9,.0f} documents {task.fields[rate]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
-    )
-
-
-def _shown_on(bar: "Progress") -> Callable[[str, int, int], None]:
-    tasks: dict[str, Any] = {}
-
-    def progress(stage: str, documents: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bar.add_task(stage, total=total or None, rate="")
-        bar.advance(tasks[stage], documents)
-        task = bar.tasks[tasks[stage]]
-        if speed := task.finished_speed or task.speed:
-            bar.update(tasks[stage], rate=f"{speed:,.0f}/s")
-
-    return progress
 
 
 if __name__ == "__main__":

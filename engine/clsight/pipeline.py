@@ -154,6 +154,8 @@ def _complete(
     if not any(pending.values()) and _is_built(folder, plan, options):
         event("complete", f"nothing to do: {folder} is complete")
         return
+    # Its relations read the shards that change now: no database is better than a mixed one.
+    shards.remove([folder / tables.DATABASE])
     _write_head_weights(folder, plan, device)
     if any(pending.values()):
         _extract_and_score(folder, plan, pending, device, tokens_per_batch, progress, clock)
