@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,3 +146,17 @@ def test_a_stopped_run_goes_on_to_the_same_tables(reviews, small_run, tmp_path):
     made = run(reviews, tmp_path / "run")
     order = "model, document_id, position"
     assert contents(made.folder, "words", order).equals(contents(small_run.folder, "words", order))
+
+
+def test_child_processes_end_with_a_parent_that_was_killed(tmp_path):
+    code = ("import os, time\nfrom clsight.extract import _processes\n"
+            "if __name__ == '__main__':\n"
+            "    with _processes(1) as pool:\n"
+            "        print(pool.submit(os.getpid).result(), flush=True); time.sleep(60)")
+    (tmp_path / "parent.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE)
+    child = Path("/proc", parent.stdout.readline().decode().strip())
+    assert child.exists()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not child.exists() or "(zombie)" in (child / "status").read_text())

@@ -13,6 +13,7 @@
                 permutations and bootstrap; comparisons does so across models and within slices
     build       all of this -> the run's database
     database    relations, named queries, free SQL
+    status      how far a run is; verify says whether it is what was planned, and mends it
 
 `run` does all of it, `open` reads what it left, `sql` asks; none of them needs the others' process.
 Importing clsight loads neither torch nor any of the above.

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from clsight import __version__, events, lock, memory, shards, tables
 from clsight import plan as plans
 from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
@@ -136,7 +138,7 @@ def run(
     )
     folder.mkdir(parents=True, exist_ok=True)
     progress = _also(events.Heartbeat(), progress)
-    with lock.held(folder), events.logged(folder), _full_disk_named(folder):
+    with lock.held(folder), events.logged(folder), _failures_named(folder):
         shards.sweep(folder)
         plan = _begun(folder, plan)
         with clock.stage("documents"):
@@ -174,14 +176,23 @@ def _also(first: Progress, second: Progress) -> Progress:
 
 
 @contextmanager
-def _full_disk_named(folder: Path) -> Iterator[None]:
+def _failures_named(folder: Path) -> Iterator[None]:
+    """What the machine lacks, and shards that went bad, are a sentence with what to do."""
+    kept = "what is complete is kept"
     try:
         yield
+    except MemoryError as error:
+        raise ClsightError(f"{folder}: there is not enough memory ({error}); {kept}: free some, "
+                           "and the same command goes on") from error
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise ClsightError(f"{folder}: a shard cannot be read ({reason}); clsight verify {folder} "
+                           "names it, and --repair makes it again") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise ClsightError(f"{folder}: the disk is full ({error}); what is complete is kept: make "
-                           "room, and the same command goes on") from error
+        raise ClsightError(f"{folder}: the disk is full ({error}); {kept}: make room, and the same "
+                           "command goes on") from error
 
 
 def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
