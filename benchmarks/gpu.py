@@ -235,8 +235,8 @@ def documents_of(run, texts, model):
             split=None, id_type="int64", label_type="int64", on_bad_row="error",
         ),
         models={"bert": inspect("bert", str(model), "last", [0, 1])}, dtype="bfloat16",
-        scores=("uniform", "contribution"), target="predicted", shard_size=4096,
-        n_rows=len(texts),
+        scores=("uniform", "contribution"), piece_scores=("contribution",), target="predicted",
+        shard_size=4096, n_rows=len(texts),
     )
     (run / "documents").mkdir(parents=True)
     for i, name in enumerate(plan.shard_names()):

@@ -88,7 +88,8 @@ def planned(n_documents, shard_size):
     model = ModelPlan(path="none", sha256="", model_type="bert", labels=(0, 1), n_heads=HEADS,
                       layers=(LAYER,), max_length=512)
     return Plan(dataset=dataset, models=dict.fromkeys(MODELS, model), dtype="float32",
-                scores=SCORES, target="predicted", shard_size=shard_size, n_rows=n_documents)
+                scores=SCORES, piece_scores=tables.piece_scores(SCORES), target="predicted",
+                shard_size=shard_size, n_rows=n_documents)
 
 
 def write_shard(run, plan, words, shard):
@@ -154,7 +155,8 @@ def predictions(random, model, row, label, clarity, length):
         "model": pa.repeat(model, len(row)), "row": row, "predicted": predicted,
         "confidence": 1 / (1 + np.exp(-margin)), "margin": margin, "target": predicted,
         "target_margin": margin, "logits": lists(logits), "n_pieces": length + 2,
-        "truncated": random.random(len(row)) < 0.01,
+        "truncated": random.random(len(row)) < 0.01, "retried": np.zeros(len(row), np.bool_),
+        "problem": pa.nulls(len(row), pa.string()),
         "start": lists(place), "end": lists(place + (place > 0)),
         "attention": lists(random.random((len(row), PIECES), np.float32) / PIECES),
         "contribution": lists(random.random((len(row), PIECES), np.float32)),

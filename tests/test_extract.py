@@ -11,7 +11,6 @@ import torch
 from clsight import attention, calibrate, extract, heads
 from clsight.batches import batch_of
 from clsight.clock import STAGES, Clock
-from clsight.errors import ClsightError
 from clsight.extractor import count_operations, open_extractor
 from clsight.results import collect
 from small_models import eager_model, opened_model
@@ -44,40 +43,78 @@ def stored(small_run, model="bert"):
     return pq.read_table(small_run.folder / model / "attention" / "00000.parquet")
 
 
-def out_of_memory_above(n_pieces, monkeypatch, error):
-    """A device with room for batches of n pieces."""
-    whole, sizes = attention.forward, []
+def out_of_memory_above(n_pieces, monkeypatch, error=None):
+    """A device with room for batches of n pieces; returns what is tried: (pieces, fitted)."""
+    whole, tried = attention.forward, []
 
-    def forward(classifier, ids, *rest):
+    def forward(classifier, ids, positions, groups, *rest):
+        tried.append((len(ids), sum(documents for _, documents, _ in groups), len(ids) <= n_pieces))
         if len(ids) > n_pieces:
-            raise error
-        sizes.append(len(ids))
-        return whole(classifier, ids, *rest)
+            raise error or torch.OutOfMemoryError("CUDA out of memory")
+        return whole(classifier, ids, positions, groups, *rest)
 
     monkeypatch.setattr(attention, "forward", forward)
-    return sizes
+    return tried
 
 
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
-], ids=["cuda", "python", "cpu"])
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+], ids=["cuda", "python", "cpu", "driver", "cublas"])
 def test_a_batch_that_does_not_fit_is_split(small_run, opened, monkeypatch, error):
     extractor, documents = opened(4096)
-    sizes = out_of_memory_above(300, monkeypatch, error)
+    tried = out_of_memory_above(300, monkeypatch, error)
     done = []
     table = extractor.table(documents, extractor.attend(documents, done.append))
-    assert sum(sizes) == documents.pieces.lengths.sum()
+    assert sum(n for n, _, fitted in tried if fitted) == documents.pieces.lengths.sum()
     assert sum(done) == len(documents.rows)
     close(table, stored(small_run))
 
 
-def test_a_document_that_does_not_fit_is_named(opened, monkeypatch):
+def test_what_did_not_fit_once_is_not_tried_again(small_run, opened, monkeypatch, caplog):
+    caplog.set_level("INFO", "clsight")
+    extractor, documents = opened(None)
+    tried = out_of_memory_above(300, monkeypatch)
+    # As a run does: sizes are measured first; then come shards, here two.
+    extractor = extractor.calibrated(documents, 10**6)
+    assert tried
+    for _ in range(2):
+        table = extractor.table(documents, extractor.attend(documents, lambda _: None))
+        close(table, stored(small_run))
+    failed = [n for n, _, fitted in tried if not fitted]
+    assert failed
+    for place, (n, _, _) in enumerate(tried):
+        assert all(n < before for before, _, fitted in tried[:place] if not fitted)
+    said = [record for record in caplog.records if getattr(record, "event", "") == "split"]
+    assert [record.fields["n_pieces"] for record in said] == failed
+    assert f"bert: batches of {failed[0]:,} pieces or more are split" in said[0].message
+
+
+def test_a_document_that_does_not_fit_alone_is_flagged(small_run, opened, monkeypatch):
     extractor, documents = opened(4096)
-    longest = int(documents.pieces.lengths.argmax())
-    out_of_memory_above(documents.pieces.lengths.max() - 1, monkeypatch, MemoryError())
-    with pytest.raises(ClsightError, match=rf"not enough memory on cpu for row {longest} of"):
-        extractor.attend(documents, lambda _: None)
+    lengths = documents.pieces.lengths
+    longest = lengths == lengths.max()
+    tried = out_of_memory_above(lengths.max() - 1, monkeypatch)
+    table = extractor.table(documents, extractor.attend(documents, lambda _: None))
+    assert table["problem"].is_valid().to_pylist() == longest.tolist()
+    assert set(table["problem"].to_pylist()) == {
+        None, f"not enough memory on cpu for its {lengths.max()} pieces"}
+    alone = [n for n, documents, fitted in tried if documents == 1 and not fitted]
+    assert len(alone) == longest.sum()
+    answered = table.filter(table["problem"].is_null())
+    close(answered, stored(small_run).filter(table["problem"].is_null().combine_chunks()))
+
+
+def test_documents_alone_are_tried_whatever_did_not_fit_together(opened, monkeypatch):
+    """What a batch of many did not find room for may be there for one."""
+    extractor, documents = opened(4096)
+    extractor.room.too_many = int(documents.pieces.lengths.min())
+    tried = out_of_memory_above(4096, monkeypatch)
+    table = extractor.table(documents, extractor.attend(documents, lambda _: None))
+    assert table["problem"].null_count == len(table)
+    assert all(documents == 1 for _, documents, _ in tried)
 
 
 def test_other_errors_are_not_taken_for_want_of_memory(opened, monkeypatch):

@@ -51,7 +51,7 @@ def extracted(folder, tmp_path, max_length, pairs=None):
     model = dataclasses.replace(model, max_length=max_length)
     data = DatasetPlan("", "", "text", "pair" if pairs else None, "label", None, None, "int64",
                        "int64", "error")
-    plan = Plan(data, {"m": model}, "float32", tables.ALWAYS, "predicted", 10)
+    plan = Plan(data, {"m": model}, "float32", tables.ALWAYS, ("contribution",), "predicted", 10)
     documents = pa.table({
         "row": range(len(TEXTS)), "text": TEXTS, "label": [0] * len(TEXTS),
         "text_pair": pa.array(pairs or [None] * len(TEXTS), pa.string()),

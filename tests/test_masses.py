@@ -65,6 +65,7 @@ def covered(kind, form, words, n_first):
 
 def opened(folder):
     connection = at(duckdb.connect(), folder)
+    connection.execute('CREATE TABLE bad_documents AS SELECT 99 AS "row"')
     connection.execute(sql_files("views")["tested_documents"])
     return connection
 

@@ -411,6 +411,8 @@ BROKEN = {
     "duplicate_ids": ("documents/00000.parquet", lambda t: t.set_column(
         1, "document_id", [[5] * len(t)])),
     "orphans": ("documents/00001.parquet", lambda t: t.slice(3)),
+    "scores_not_finite": ("roberta/scores/00001.parquet", lambda t: t.set_column(
+        t.column_names.index("contribution"), "contribution", [[[float("nan")]] * len(t)])),
     "words_without_score": ("bert/scores/00001.parquet", lambda t: t.set_column(
         t.column_names.index("uniform"), "uniform", [[[0.1]] * len(t)])),
     "sums_unlike_documents": ("bert/sums/00001.parquet", lambda t: t.slice(5)),

@@ -17,7 +17,9 @@ from reference import statistic
 
 STABLE = {
     "documents": "document_id row text label n_words",
-    "predictions": "model document_id label predicted confidence margin correct n_pieces truncated",
+    "bad_documents": "document_id row model text label reason",
+    "predictions": "model document_id label predicted confidence margin correct n_pieces truncated "
+                   "retried",
     "words": "model document_id position form start_char end_char uniform classifier projected "
              "contribution",
     "word_statistics": "model score form n_documents n_errors mass_errors mass_correct mass_ratio "
@@ -26,7 +28,7 @@ STABLE = {
                      "mass_ratio presence_ratio intensity_ratio lift z p q consistency",
     "neglected": "rank model score form n_documents n_errors mass_errors mass_correct mass_ratio "
                  "presence_ratio intensity_ratio lift z p q consistency",
-    "model_summary": "model n_documents n_errors accuracy",
+    "model_summary": "model n_documents n_errors accuracy n_copies n_retried n_failed",
     "disagreements": "document_id text label bert_predicted bert_confidence bert_top_words "
                      "roberta_predicted roberta_confidence roberta_top_words",
 }

@@ -147,9 +147,12 @@ SELECT
     count(*) AS n,
     sum(confidence) AS confidence,
     sum(n_pieces) AS pieces,
-    count(*) FILTER (WHERE truncated) AS truncated
+    count(*) FILTER (WHERE truncated) AS truncated,
+    count(*) FILTER (WHERE retried) AS retried
 FROM predictions
 GROUP BY model, correct
+UNION ALL BY NAME
+SELECT model, count(*) AS n FROM bad_documents WHERE model IS NOT NULL GROUP BY model
 """
 
 
@@ -174,7 +177,8 @@ def _sums(stage: Stage, progress: Progress) -> None:
         row, offsets, places = units.places(stage.run / "documents" / name, stage.units)
         place, x = _places_among(stage, row), []
         for model, strata in stage.strata.items():
-            scores = masses.read_scores(stage.run / model / "scores" / name, stage.plan.scores)
+            scores = masses.read_scores(stage.run / model / "scores" / name, stage.plan.scores,
+                                        offsets)
             pairs = masses.pairs(offsets, places, scores, len(stage.units))
             n_words = np.diff(offsets)[pairs.document][place[pairs.document] >= 0]
             pairs = masses.among(pairs, place)

@@ -20,6 +20,8 @@ SHARE = 0.02
 GAIN = 1.05
 """Another budget must be so much faster than the default, which noise alone is not."""
 ROUNDS = 2
+GRAPH = 4
+"""Times what a batch holds in memory, with a graph through all layers."""
 
 
 def budget(
@@ -31,14 +33,13 @@ def budget(
         lengths: [n] pieces per document of one shard.
         ahead: pieces ahead, in all shards.
         kind: "cpu" or "cuda".
-        graph: batches hold a graph through all layers, four times what they hold without.
+        graph: batches hold a graph through all layers.
         run: run a batch and wait for it.
     """
-    scale = 4 if graph else 1
-    default = DEFAULT[kind] // scale
+    scale, start = GRAPH if graph else 1, default(kind, graph)
     tried = [n // scale for n in BUDGETS[kind] if n // scale <= lengths.sum()]
-    if default not in tried or ROUNDS * sum(tried) > SHARE * ahead:
-        return default
+    if start not in tried or ROUNDS * sum(tried) > SHARE * ahead:
+        return start
     batches = {n: typical(lengths, n) for n in tried}
     rate = dict.fromkeys(tried, 0.0)
     for _ in range(ROUNDS):
@@ -47,7 +48,12 @@ def budget(
             run(batch)
             rate[n] = max(rate[n], batch.n_pieces / (time.perf_counter() - started))
     best = max(tried, key=lambda n: rate[n])
-    return best if rate[best] > GAIN * rate[default] else default
+    return best if rate[best] > GAIN * rate[start] else start
+
+
+def default(kind: str, graph: bool) -> int:
+    """Pieces per batch where nothing is measured; the arguments are those of `budget`."""
+    return DEFAULT[kind] // (GRAPH if graph else 1)
 
 
 def typical(lengths: Integers, n_pieces: int) -> Batch:

@@ -10,7 +10,7 @@ import logging.handlers
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,13 +52,32 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def logged(run: Path) -> Iterator[None]:
-    """Append the block's events to the run's file; an error that ends it is one of them."""
+def kept() -> Iterator[list[logging.LogRecord]]:
+    """The block's events, for a run that has no folder yet; see `logged`."""
+    records: list[logging.LogRecord] = []
+    handler = _Kept(records)
+    log.addHandler(handler)
+    try:
+        yield records
+    finally:
+        log.removeHandler(handler)
+
+
+@contextmanager
+def logged(run: Path, before: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
+    """Append the block's events to the run's file; an error that ends it is one of them.
+
+    Args:
+        run: the run folder.
+        before: events that were `kept` until there was a file.
+    """
     path = run / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     _end_last_line(path)
     handler, level = _Lines(path, encoding="utf-8", errors="backslashreplace"), log.level
     handler.setFormatter(_Json())
+    for record in before:
+        handler.handle(record)
     log.setLevel(logging.DEBUG)
     log.addHandler(handler)
     try:
@@ -98,6 +117,17 @@ def to_parent(queue: Any) -> None:
     """Send this process's events to its parent, who passes them on with `log.handle`."""
     log.addHandler(_Sender(queue))
     log.setLevel(logging.DEBUG)
+
+
+class _Kept(logging.Handler):
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        """Where records go."""
+        super().__init__()
+        self.records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.records.append(record)
 
 
 class _Sender(logging.handlers.QueueHandler):

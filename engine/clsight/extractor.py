@@ -1,9 +1,13 @@
 """A model that is ready to take the shards of a run, batch by batch, on its device."""
 
 import dataclasses
+import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from clsight import attention, calibrate, general, shards, tables, weights
-from clsight.attention import Wanted, prepare
+from clsight import attention, calibrate, general, shards, tables, trial, weights
+from clsight.attention import Wanted
 from clsight.batches import (
     Batch,
     Integers,
@@ -26,12 +30,23 @@ from clsight.batches import (
     tokenise,
     tokenise_in_worker,
 )
+from clsight.checkpoints import local_folder
 from clsight.clock import Clock
-from clsight.errors import ClsightError, UsageError
-from clsight.models import IMPLEMENTATION, Classifier, load, local_folder, two_classes
+from clsight.errors import UsageError, listed
+from clsight.events import event
+from clsight.models import Classifier, NotEnoughMemoryError, is_out_of_memory
 from clsight.plan import ModelPlan, Plan
 from clsight.prepacked import Prepacked
-from clsight.results import Result, collect, leave, predictions
+from clsight.results import (
+    Reasons,
+    Result,
+    collect,
+    emptied,
+    leave,
+    left_out,
+    not_finite,
+    predictions,
+)
 
 IN_FLIGHT = 2
 """Batches whose results may be on their way while the next one is begun (CUDA)."""
@@ -75,6 +90,26 @@ class Documents:
     target: Integers | None
     """[n] index of the class that scores explain; None for the predicted one."""
 
+    def only(self, chosen: Integers) -> "Documents":
+        """Some of the documents."""
+        pieces, target = self.pieces, self.target
+        index, _ = gather(pieces.offsets, chosen)
+        part = Pieces(
+            pieces.ids[index], pieces.start[index], pieces.end[index],
+            np.concatenate([[0], np.cumsum(pieces.lengths[chosen])]), pieces.segments[index],
+            pieces.truncated[chosen],
+        )
+        return Documents(self.rows.take(pa.array(chosen)), part,
+                         None if target is None else target[chosen])
+
+
+@dataclass
+class Room:
+    """What memory has shown to have no room for; the copies of an extractor share it."""
+
+    too_many: float = math.inf
+    """Pieces of the smallest batch of several documents that did not fit."""
+
 
 @dataclass(frozen=True)
 class Extractor:
@@ -96,6 +131,9 @@ class Extractor:
     """None until `calibrated`."""
     stream: torch.cuda.Stream | None
     """Where results are copied beside the next batch (CUDA)."""
+    exact: Callable[[], "Extractor"] | None = None
+    """The same in float32, opened when it is first asked for; None where all is in float32."""
+    room: Room = field(default_factory=Room)
 
     def read(self, path: Path, workers: ProcessPoolExecutor | None = None) -> Documents:
         """The usable documents of a shard: their rows, and the pieces of their texts."""
@@ -151,35 +189,40 @@ class Extractor:
         return results
 
     def _fitting(self, batch: Batch, documents: Documents) -> list[Result]:
-        """Run a batch; where memory runs out, its halves.
-
-        Raises:
-            ClsightError: it runs out for one document alone.
-        """
-        try:
-            return [self.run(batch, documents)]
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-        n = len(batch.documents)
+        """Run a batch; where memory runs out, and where it is known to do so, its halves."""
+        n, n_pieces = len(batch.documents), batch.n_pieces
+        if n == 1 or n_pieces < self.room.too_many:
+            try:
+                return [self.run(batch, documents)]
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._ran_out(n, n_pieces)
         if n == 1:
-            raise ClsightError(
-                f"{self.name}: there is not enough memory on {self.classifier.device} for row "
-                f"{documents.rows[int(batch.documents[0])]} of {batch.n_pieces} pieces; leave the "
-                "document out, or ask for fewer scores and layers"
-            )
-        if self.stream is not None:
-            torch.cuda.empty_cache()
+            reason = f"not enough memory on {self.classifier.device} for its {n_pieces} pieces"
+            return [Result(batch, {}, None, reason)]
         return [
             result for half in (batch.documents[: n // 2], batch.documents[n // 2 :])
             for result in self._fitting(batch_of(half, documents.pieces.lengths), documents)
         ]
 
+    def _ran_out(self, n: int, n_pieces: int) -> None:
+        """Remember what a batch of several documents shows; one alone says nothing of others."""
+        if self.stream is not None:
+            torch.cuda.empty_cache()
+        if n > 1:
+            self.room.too_many = n_pieces
+            event("split", f"{self.name}: batches of {n_pieces:,} pieces or more are split from "
+                  f"here on, for want of memory on {self.classifier.device}", model=self.name,
+                  n_pieces=n_pieces)
+
     def run(self, batch: Batch, documents: Documents) -> Result:
         """Run one batch, and send what it gives to the host."""
         pieces, target = documents.pieces, documents.target
         forward = attention.forward if self.classifier.family.fast else general.forward
-        with self.clock.stage("forward"):
+        # A thread's own card is the first one, where pinned memory would open a context.
+        card = nullcontext() if self.stream is None else torch.cuda.device(self.stream.device)
+        with trial.ALONE, card, self.clock.stage("forward"):
             index, position = gather(pieces.offsets, batch.documents)
             attended = forward(
                 self.classifier,
@@ -201,29 +244,83 @@ class Extractor:
         return host.pin_memory().to(self.classifier.device, non_blocking=True)
 
     def table(self, documents: Documents, results: list[Result]) -> pa.Table:
-        """The attention table of documents, in their order; see `tables.attention`."""
-        rows, pieces = documents.rows, documents.pieces
+        """The attention table of documents, in their order; see `tables.attention`.
+
+        In half precision, documents with values that are not finite are run again in float32.
+        """
+        table = self._table(documents, results)
+        failed = table.select(["row", "problem"]).filter(table["problem"].is_valid())
+        for reason in pc.unique(failed["problem"]).to_pylist():
+            rows = failed.filter(pc.equal(failed["problem"], reason))["row"].to_pylist()
+            event("failed", f"{self.name} has no answer for {_spoken(rows)}: {reason}",
+                  logging.WARNING, model=self.name, rows=rows, reason=reason)
+        return table
+
+    def _table(self, documents: Documents, results: list[Result]) -> pa.Table:
         lists = collect(results, ("logits", "attention", *self.wanted.scores))
-        logits = lists["logits"].flatten().to_numpy().reshape(len(rows), len(self.plan.labels))
+        wrong = not_finite(lists)
+        problem = np.where(wrong.astype(bool), wrong, left_out(results, len(wrong)))
+        columns = self._columns(documents, lists, problem)
+        schema = tables.attention(columns["predicted"].type, self.wanted.scores)
+        table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+        again = np.flatnonzero(wrong)
+        return self._retried(table, documents, again) if self.exact and len(again) else table
+
+    def _columns(
+        self, documents: Documents, lists: dict[str, pa.ListArray], problem: Reasons
+    ) -> dict[str, pa.Array]:
+        """Columns by name; what the model says is null, or empty, where there is a problem."""
+        rows, pieces, failed = documents.rows, documents.pieces, problem.astype(bool)
         offsets = pa.array(pieces.offsets, pa.int32())
-        columns = {
-            "model": pa.repeat(self.name, len(rows)),
-            "row": rows,
-            **predictions(logits.astype(np.float64), self.plan.labels, documents.target),
-            "n_pieces": pa.array(pieces.lengths, pa.int32()),
-            "truncated": pa.array(pieces.truncated),
+        lists = emptied(lists | {
             "start": pa.ListArray.from_arrays(offsets, pieces.start),
             "end": pa.ListArray.from_arrays(offsets, pieces.end),
+        }, np.flatnonzero(failed))
+        logits = np.zeros((len(rows), len(self.plan.labels)))
+        logits[~failed] = lists["logits"].flatten().to_numpy().reshape(-1, logits.shape[1])
+        return {
+            "model": pa.repeat(self.name, len(rows)),
+            "row": rows,
+            **predictions(logits, self.plan.labels, documents.target, failed),
+            "n_pieces": pa.array(pieces.lengths, pa.int32()),
+            "truncated": pa.array(pieces.truncated),
+            "retried": pa.repeat(False, len(rows)),
+            "problem": pa.array(problem, pa.string()),
             **lists,
         }
-        schema = tables.attention(columns["predicted"].type, self.wanted.scores)
-        return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+    def _retried(self, table: pa.Table, documents: Documents, again: Integers) -> pa.Table:
+        """The table with some documents as they are in float32."""
+        part, before = documents.only(again), table["problem"].take(pa.array(again)).to_pylist()
+        rows = part.rows.to_pylist()
+        event("retried", f"{self.name}: {len(rows)} document{'s are' if len(rows) > 1 else ' is'} "
+              f"computed again in float32: {_spoken(rows)}", model=self.name, rows=rows)
+        assert self.exact is not None
+        try:
+            exact = self.exact()
+        except NotEnoughMemoryError as error:
+            answers, after = table.take(pa.array(again)), [str(error)] * len(rows)
+        else:
+            answers = exact._table(part, exact.attend(part, lambda _: None))
+            after = answers["problem"].to_pylist()
+        problem = [two and (f"{one}, in float32 neither" if one == two else
+                            f"{one}; in float32: {two}")
+                   for one, two in zip(before, after, strict=True)]
+        answers = _with(answers, "problem", pa.array(problem, pa.string()))
+        answers = _with(answers, "retried", answers["problem"].is_null())
+        order = np.arange(len(table))
+        order[again] = len(table) + np.arange(len(again))
+        return pa.concat_tables([table, answers]).take(pa.array(order)).combine_chunks()
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """On the CPU torch raises a plain RuntimeError, known by its words alone."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+def _with(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """The table with other values in a column."""
+    return table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+
+
+def _spoken(rows: list[int]) -> str:
+    """The rows, as in "row 17" and "rows 17 and 20"."""
+    return f"row{'s' if len(rows) > 1 else ''} {listed(rows)}"
 
 
 def open_extractor(
@@ -231,19 +328,33 @@ def open_extractor(
     clock: Clock | None = None,
 ) -> Extractor:
     """Load a model of a plan onto a device, and write its head weights into the run."""
-    dtype, clock = getattr(torch, plan.dtype), clock or Clock()
+    clock = clock or Clock()
     with clock.stage("load"):
-        classifier = load(plan.models[name], dtype, device)
-        shards.write(weights.table(name, weights.head_weights(classifier)),
+        extractor = _opened(name, plan, getattr(torch, plan.dtype), device, tokens_per_batch, clock)
+        shards.write(weights.table(name, weights.head_weights(extractor.classifier)),
                      run / name / "head_weights.parquet")
-        wanted = Wanted(plan.models[name].layers, tables.piece_scores(plan.scores))
-        ready = _checked(classifier)
     if clock.detailed:
-        count_operations(ready, clock)
+        count_operations(extractor.classifier, clock)
+    return extractor
+
+
+def _opened(
+    name: str, plan: Plan, dtype: torch.dtype, device: str, tokens_per_batch: int | None,
+    clock: Clock,
+) -> Extractor:
+    """A model in a precision; in half precision with the way to what it is in float32."""
+    model, half = plan.models[name], dtype != torch.float32
+    wanted = Wanted(model.layers, plan.piece_scores)
+    classifier = trial.opened(name, model, dtype, device)
+    pairs = plan.dataset.text_pair is not None
+    if pairs:
+        trial.refuse_pairs(name, classifier)
+    # What float32 takes is counted where it is waited for, by no clock of its own.
+    usual = calibrate.default(classifier.device.type, wanted.graph_from is not None)
+    exact = cache(lambda: _opened(name, plan, torch.float32, device, usual, Clock()))
     return Extractor(
-        name, plan.models[name], ready, wanted, plan.target, plan.dataset.text_pair is not None,
-        dtype != torch.float32, clock, tokens_per_batch,
-        None if device == "cpu" else torch.cuda.Stream(device),
+        name, model, classifier, wanted, plan.target, pairs, half, clock, tokens_per_batch,
+        None if device == "cpu" else torch.cuda.Stream(device), exact if half else None,
     )
 
 
@@ -256,36 +367,3 @@ def count_operations(classifier: Classifier, clock: Clock) -> None:
     for module in {module for part in parts for module in part.modules()}:
         if isinstance(module, (torch.nn.Linear, Prepacked)):
             module.register_forward_hook(count)
-
-
-def _checked(classifier: Classifier) -> Classifier:
-    """The classifier made ready, after a look at whether clsight computes what the model does.
-
-    On the fast path what follows the last attention is called part by part: here its logits for one
-    short text are compared with those of the model itself.
-
-    Raises:
-        ClsightError: they differ, or the model attends in a form that is not known.
-    """
-    encoded = classifier.tokenizer("a look at one short text", truncation=True,
-                                   max_length=classifier.max_length)["input_ids"]
-    ids = torch.tensor(encoded, device=classifier.device)
-    if not classifier.family.fast:
-        n_layers = classifier.model.config.num_hidden_layers
-        pooling = general.reading(classifier, ids[None], n_layers)
-        return dataclasses.replace(classifier, pooling=pooling)
-    model = classifier.model
-    model.set_attn_implementation("sdpa")
-    with torch.no_grad():
-        expected = two_classes(model(input_ids=ids[None]).logits.float())
-    model.set_attn_implementation(IMPLEMENTATION)
-    ready = prepare(classifier)
-    groups, positions = ((0, 1, len(ids)),), torch.arange(len(ids), device=ids.device)
-    got = attention.forward(ready, ids, positions, groups, Wanted((), ())).logits
-    tolerance = 1e-3 if classifier.dtype == torch.float32 else 0.1
-    if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance):
-        raise ClsightError(
-            f"{type(model).__name__} gives the logits {expected[0].tolist()} for a short text, "
-            f"clsight {got[0].tolist()}: this variant of the family is not supported"
-        )
-    return ready

@@ -85,12 +85,21 @@ def _document(run: "Run", model: str, document: str) -> tuple[tuple[str, ...], s
         document=document, model=model,
     )
     if found.is_empty():
-        raise UsageError(f"{run.folder} has no document {document!r}; "
-                         "clsight query RUN documents lists them")
+        raise UsageError(_missing(run, model, document))
     row = found.row(0, named=True)
     texts = tuple(text for text in (row["text"], row["text_pair"]) if text is not None)
     return texts, (f"predicted {row['predicted']} ({row['confidence']:.0%}), "
                    f"gold {row['label']}")
+
+
+def _missing(run: "Run", model: str, document: str) -> str:
+    """Why a document cannot be drawn."""
+    bad = run.sql(
+        "SELECT reason FROM bad_documents WHERE document_id::VARCHAR = $document "
+        "AND coalesce(model, $model) = $model", document=document, model=model)
+    if bad.is_empty():
+        return f"{run.folder} has no document {document!r}; clsight query RUN documents lists them"
+    return f"document {document!r} was left out for {model}: {bad['reason'][0]}"
 
 
 def _readable(pieces: list[str]) -> list[str]:

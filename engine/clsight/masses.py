@@ -148,10 +148,23 @@ def _masses(  # type: ignore[no-untyped-def]
                 x[score, begin:end] /= total[score]
 
 
-def read_scores(path: Path, names: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    """[scores, words] of a shard of `tables.scores`."""
+def read_scores(
+    path: Path, names: tuple[str, ...], offsets: Integers
+) -> npt.NDArray[np.float32]:
+    """[scores, words] of a shard of `tables.scores`; 0 for documents without an answer.
+
+    Args:
+        path: the shard.
+        names: scores.
+        offsets: [n + 1] of the documents' words.
+    """
     table = pq.read_table(path, columns=list(names))
-    return np.stack([lists(table[name])[1] for name in names])
+    answered = table[names[0]].is_valid().to_numpy()
+    scores = np.zeros((len(names), offsets[-1]), dtype=np.float32)
+    own = np.repeat(answered, np.diff(offsets))
+    for place, name in enumerate(names):
+        scores[place, own] = lists(table[name])[1]
+    return scores
 
 
 def write_sums(

@@ -8,33 +8,32 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
-from clsight import rules
+from clsight import checkpoints, rules
+from clsight.checkpoints import local_folder, reason
 from clsight.dataset import file_sha256
-from clsight.errors import UsageError, listed
+from clsight.errors import ClsightError, UsageError, listed
 from clsight.families import FAMILIES, REFUSED, UNKNOWN, Family
 from clsight.plan import ModelPlan
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-ABSURD_LENGTH = 1_000_000
-"""Tokenizers without a maximum report 10^30; from here on it is taken as none."""
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation")
 """Names that families give to the activation of their feed-forward, in their configurations."""
-UNLIMITED = 4096
-"""Most pieces of a document for models without a maximum of their own (XLNet)."""
 IMPLEMENTATION = "clsight_sdpa"
 """Name of clsight's attention function in transformers' registry; "sdpa" in it makes models that
 would never call it raise."""
+
+
+class NotEnoughMemoryError(ClsightError):
+    """A model does not fit onto its device."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ class Classifier:
     @property
     def first_position(self) -> int:
         """Position id of the first piece."""
-        return _first_position(self.model.config, self.family)
+        config = self.model.config
+        return checkpoints.first_position(config, self.family, config.name_or_path)
 
     @property
     def device(self) -> torch.device:
@@ -127,26 +127,25 @@ def inspect(name: str, path: str, layers: str, seen_labels: list[int | str]) -> 
         UsageError: the checkpoint cannot be analysed, with the reason.
     """
     folder = local_folder(path)
-    weights = _safetensors(folder, path)
-    config, tokenizer = _config(folder, path), _tokenizer(folder, path)
+    config = checkpoints.configuration(path)
     if config.model_type in REFUSED:
         raise UsageError(f"{path} is a {config.model_type} model: {REFUSED[config.model_type]}")
-    family = FAMILIES.get(config.model_type, UNKNOWN)
-    _refuse_missing_head(weights, family, path)
+    found = checkpoints.read(name, path)
     return ModelPlan(
         path=path,
-        sha256=file_sha256(sorted({*weights, *folder.glob("*.json"), *folder.glob("*.txt")})),
+        sha256=file_sha256(sorted({*found.weights, *folder.glob("*.json"),
+                                   *folder.glob("*.txt")})),
         model_type=config.model_type,
         labels=class_labels(name, config, seen_labels),
         n_heads=config.num_attention_heads,
-        layers=chosen_layers(layers, _depth(config)),
-        max_length=_max_length(config, tokenizer, family),
+        layers=chosen_layers(layers, found.depth),
+        max_length=found.max_length,
     )
 
 
 def unavailable_scores(path: str) -> dict[str, str]:
     """Scores that a checkpoint cannot have -> the reason."""
-    config = _config(local_folder(path), path)
+    config = checkpoints.configuration(path)
     kind, family = config.model_type, FAMILIES.get(config.model_type, UNKNOWN)
     reasons: dict[str, str] = {}
     if family.dense is None:
@@ -174,41 +173,27 @@ def load(
             family calls it, else eager attention.
 
     Raises:
-        UsageError: weights are missing from the checkpoint.
+        UsageError: weights are missing from the checkpoint, or damaged.
+        NotEnoughMemoryError: it does not fit.
     """
     folder = local_folder(plan.path)
     family = FAMILIES.get(plan.model_type, UNKNOWN)
     full = {"attention_type": "original_full"} if plan.model_type == "big_bird" else {}
-    model, report = AutoModelForSequenceClassification.from_pretrained(
-        folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-        attn_implementation=attention or (IMPLEMENTATION if family.fast else "eager"), dtype=dtype,
-        **full,
-    )
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            attn_implementation=attention or (IMPLEMENTATION if family.fast else "eager"),
+            dtype=dtype, **full,
+        )
+        model.requires_grad_(False).eval().to(device)
+    except Exception as error:  # what is wrong with weights has many names
+        if is_out_of_memory(error):
+            raise NotEnoughMemoryError(f"not enough memory on {device} for the model") from error
+        raise UsageError(f"{plan.path} cannot be opened: {reason(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise UsageError(f"{plan.path} lacks the weights {listed(missing, 4)}, which would be "
                          "random; fine-tune the model for classification first")
-    model.requires_grad_(False).eval().to(device)
-    tokenizer = _tokenizer(folder, plan.path)
-    return Classifier.of(model, tokenizer, plan.max_length)
-
-
-def local_folder(path: str) -> Path:
-    """The checkpoint's folder; a name on the Hugging Face Hub is downloaded to the cache first."""
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if path.startswith((".", "/", "~")) or path.count("/") > 1 or folder.exists():
-        raise UsageError(f"there is no model folder at {path}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors",
-                                                            "*.model"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(f"{path} is neither a folder here nor a model on the Hub: {reason}"
-                         ) from error
+    return Classifier.of(model, checkpoints.tokenizer(plan.path), plan.max_length)
 
 
 def class_labels(name: str, config: Any, seen: list[int | str]) -> tuple[int | str, ...]:
@@ -232,6 +217,9 @@ def class_labels(name: str, config: Any, seen: list[int | str]) -> tuple[int | s
     if config.num_labels == 1:
         raise UsageError(f"{name} has one logit (sigmoid), the dataset has the labels "
                          f"{listed(seen)}; number them 0 and 1, 1 for the class that it stands for")
+    if twice := sorted({one for one in names if names.count(one) > 1}):
+        raise UsageError(f"{name} names several classes {listed(twice)}; give each its own name in "
+                         "id2label of config.json, or number the dataset's labels from 0")
     if not set(seen) & set(names):
         raise UsageError(f"{name} knows the labels {listed(names)}, the dataset has "
                          f"{listed(seen)}; spell them alike, or number the classes from 0")
@@ -258,62 +246,9 @@ def chosen_layers(wanted: str, n_layers: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def _safetensors(folder: Path, path: str) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    pickles = [file for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind)]
-    if not files and pickles:
-        raise UsageError(f"{path} holds its weights only as a pickle ({pickles[0].name}), which "
-                         "can run code when it is opened; save it again as safetensors")
-    if not files:
-        raise UsageError(f"{path} holds no weights (*.safetensors)")
-    return files
-
-
-def _config(folder: Path, path: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0]
-        raise UsageError(f"{path}: the configuration cannot be read: {reason}") from error
-
-
-def _tokenizer(folder: Path, path: str) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        reason = str(error).split("\n")[0]
-        raise UsageError(f"{path}: the tokenizer cannot be read: {reason}") from error
-    if not tokenizer.is_fast:
-        raise UsageError(f"{path}: only fast tokenizers know where in the text a piece comes from; "
-                         "save the model with a tokenizer.json")
-    return tokenizer
-
-
-def _refuse_missing_head(weights: list[Path], family: Family, path: str) -> None:
-    there: set[str] = set()
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                there |= set(tensors.keys())
-        except Exception as error:  # safetensors raises its own bare SafetensorError
-            raise UsageError(f"{file} cannot be read as safetensors: {error}") from error
-    missing = [f"{part}.weight" for part in (family.dense, family.out)
-               if part is not None and f"{part}.weight" not in there]
-    if missing:
-        raise UsageError(f"{path} has no classification head (it lacks {listed(missing)}), so its "
-                         "predictions would be random; fine-tune it for classification first")
-
-
-def _depth(config: Any) -> int:
-    return int(config.num_hidden_layers) * int(getattr(config, "inner_group_num", 1))
-
-
-def _first_position(config: Any, family: Family) -> int:
-    return int(config.pad_token_id) + 1 if family.positions_after_padding else 0
-
-
-def _max_length(config: Any, tokenizer: Any, family: Family) -> int:
-    """Most pieces of a document: by the model's positions and by its tokenizer."""
-    positions = getattr(config, "max_position_embeddings", None) or ABSURD_LENGTH
-    limits = (positions - _first_position(config, family), tokenizer.model_max_length)
-    return int(min((n for n in limits if 0 < n < ABSURD_LENGTH), default=UNLIMITED))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of torch's errors some are plain RuntimeErrors, known by their words alone."""
+    said = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said))

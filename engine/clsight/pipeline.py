@@ -129,7 +129,8 @@ def run(
         data, text, label, id, split, text_pair, group_by)
     plans.refuse_bad_names(models)
     _refuse_foreign_folder(folder)
-    inspected, chosen = _inspected(models, layers, scores, dataset)
+    with events.kept() as noticed:
+        inspected, chosen = _inspected(models, layers, scores, dataset)
     _refuse_unknown_target(target, inspected)
     plan = Plan(
         dataset=_dataset_plan(dataset, on_bad_row), models=inspected, dtype=_dtype(dtype, device),
@@ -138,7 +139,7 @@ def run(
     )
     folder.mkdir(parents=True, exist_ok=True)
     progress = _also(events.Heartbeat(), progress)
-    with lock.held(folder), events.logged(folder), _failures_named(folder):
+    with lock.held(folder), events.logged(folder, noticed), _failures_named(folder):
         shards.sweep(folder)
         plan = _begun(folder, plan)
         with clock.stage("documents"):

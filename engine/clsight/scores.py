@@ -50,6 +50,9 @@ def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
                               columns=["reason", "label", "form", "start", "end"])
     documents = documents.filter(documents["reason"].is_null()).combine_chunks()
     attention = pq.read_table(run / model / "attention" / name).combine_chunks()
+    row, answered = attention["row"], attention["problem"].is_null().combine_chunks()
+    if attention["problem"].null_count < len(row):
+        documents, attention = documents.filter(answered), attention.filter(answered)
     head_weights = weights.from_table(pq.read_table(run / model / "head_weights.parquet"))
     offsets, start = lists(documents["start"])
     words = Words(offsets, start, lists(documents["end"])[1])
@@ -59,10 +62,19 @@ def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
     profiles.write_agreement(run / model / "agreement" / name, model, plan.scores, scores, offsets,
                              attention["target_margin"].to_numpy())
     list_offsets = pa.array(offsets, pa.int32())
-    columns = {score: pa.ListArray.from_arrays(list_offsets, values)
-               for score, values in zip(plan.scores, scores, strict=True)}
-    table = pa.table({"model": attention["model"], "row": attention["row"], **columns})
+    columns = {
+        score: _spread(pa.ListArray.from_arrays(list_offsets, values), answered.to_numpy(False))
+        for score, values in zip(plan.scores, scores, strict=True)
+    }
+    table = pa.table({"model": pa.repeat(model, len(row)), "row": row, **columns})
     shards.write(table.cast(tables.scores(plan.scores)), run / model / "scores" / name)
+
+
+def _spread(values: pa.Array, there: npt.NDArray[np.bool_]) -> pa.Array:
+    """The values at the places that are there, null at all others."""
+    if there.all():
+        return values
+    return values.take(pa.array(np.cumsum(there) - 1, mask=~there))
 
 
 def _profile(

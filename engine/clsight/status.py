@@ -44,7 +44,8 @@ class Status:
     retried: int
     """Documents that were computed again in float32."""
     failed: int
-    """Documents that a model gave no finite numbers for; `bad_documents` names them."""
+    """Documents that a model has no answer for (numbers that are not finite, want of memory);
+    `bad_documents` names them."""
     rate: float | None
     """Documents a second of what is at work."""
     seconds_left: float | None

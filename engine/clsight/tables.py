@@ -17,6 +17,9 @@ exist for any other layer as well, as `uniform_3` and `contribution_3` (layers c
 ALWAYS = ("uniform", "contribution")
 """Word scores that every run has: they cost nothing, and relations rely on them."""
 
+DATABASE = "clsight.duckdb"
+"""File of a run that holds its relations and tests; made last, from the shards."""
+
 floats = pa.list_(pa.float32())
 integers = pa.list_(pa.int32())
 
@@ -53,6 +56,10 @@ def attention(label_type: pa.DataType, scores: tuple[str, ...]) -> pa.Schema:
     each of `scores` that is made from pieces has a column with one value per piece, summed over
     heads. `start` and `end` are each piece's characters in the text, (0, 0) for special pieces.
     `target` is the class that scores explain, `target_margin` its logit minus the highest other.
+
+    `retried` says that a document's values come from float32 in a half-precision run. Where
+    `problem` is not null, the model has no answer, for this reason: its columns are null, its lists
+    empty, but for the pieces that its tokenizer counts.
     """
     return pa.schema(
         {
@@ -66,6 +73,8 @@ def attention(label_type: pa.DataType, scores: tuple[str, ...]) -> pa.Schema:
             "logits": floats,
             "n_pieces": pa.int32(),
             "truncated": pa.bool_(),
+            "retried": pa.bool_(),
+            "problem": pa.string(),
             "start": integers,
             "end": integers,
             "attention": floats,
@@ -91,7 +100,10 @@ def score_layer(score: str) -> int | None:
 
 
 def scores(names: tuple[str, ...]) -> pa.Schema:
-    """One row per document and model; one list per score, one value per word of the document."""
+    """One row per document and model; one list per score, one value per word of the document.
+
+    Lists are null where the model has no answer.
+    """
     return pa.schema({"model": pa.string(), "row": pa.int64()} | dict.fromkeys(names, floats))
 
 
@@ -138,11 +150,14 @@ def agreement() -> pa.Schema:
 
 
 def outcomes() -> pa.Schema:
-    """One row per model and outcome: sums over its documents; see `model_summary`."""
+    """One row per model and outcome: sums over its documents; see `model_summary`.
+
+    `correct` is null for documents without an answer, of which `n` alone is known.
+    """
     whole, real = pa.int64(), pa.float64()
     return pa.schema(
         {"model": pa.string(), "correct": pa.bool_(), "n": whole, "confidence": real}
-        | {"pieces": whole, "truncated": whole}
+        | {"pieces": whole, "truncated": whole, "retried": whole}
     )
 
 

@@ -1,7 +1,8 @@
 -- What:    documents on which the models differ in being right, side by side.
 -- One row: document; per model: predicted, confidence, and its five top words.
 -- Caveat:  top words are those with the highest contribution, which pushed most toward the
---          model's prediction; empty for a run with one model.
+--          model's prediction; null for a model that has no answer (see bad_documents); empty for
+--          a run with one model.
 -- Source:  predictions, documents, MODEL/scores/*.parquet, documents/*.parquet.
 CREATE OR REPLACE VIEW disagreements AS
 WITH differing AS (

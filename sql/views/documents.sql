@@ -1,6 +1,7 @@
 -- What:    the usable documents of the dataset.
 -- One row: document.
--- Caveat:  rows that cannot be used (empty text, unknown label) are in bad_documents instead;
+-- Caveat:  rows that cannot be used (empty text, unknown label) are in bad_documents instead,
+--          where those that a model has no answer for are as well;
 --          text_pair is null but for pairs of texts; slice is the value of the column that statistics
 --          are grouped by (--group-by), else null.
 -- Source:  documents/*.parquet, relative to the run folder.

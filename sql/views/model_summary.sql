@@ -5,7 +5,9 @@
 --          rarest ones) with a probability of 80 %; n_comparable_errors the errors that stand in
 --          strata with correct documents, under the reference that leaves fewer.
 --          n_copies are documents whose words and label an earlier one has: they are counted,
---          and left out of the tests.
+--          and left out of the tests. n_retried of the n_documents were computed in float32, for
+--          in half precision something was not finite; n_failed more have no answer (see
+--          bad_documents), and are left out of all models' tests.
 -- Source:  outcomes, which clsight sums up from predictions when it makes the database;
 --          tested_words, tested_documents, stratification, over_attended, neglected, under_attended, run_parameters.
 CREATE OR REPLACE VIEW model_summary AS
@@ -40,20 +42,21 @@ less AS (
 outcome AS (
     SELECT
         model,
-        sum(n)::BIGINT AS n_documents,
+        coalesce(sum(n) FILTER (correct IS NOT NULL), 0)::BIGINT AS n_documents,
+        coalesce(sum(n) FILTER (correct IS NULL), 0)::BIGINT AS n_failed,
         coalesce(sum(n) FILTER (NOT correct), 0)::BIGINT AS n_errors,
-        (n_documents - n_errors) / n_documents AS accuracy,
+        (n_documents - n_errors) / nullif(n_documents, 0) AS accuracy,
         sum(confidence) / n_documents AS mean_confidence,
         sum(confidence) FILTER (NOT correct) / n_errors AS mean_confidence_errors,
         sum(pieces) / n_documents AS mean_pieces,
-        sum(truncated)::BIGINT AS n_truncated
+        coalesce(sum(truncated), 0)::BIGINT AS n_truncated,
+        coalesce(sum(retried), 0)::BIGINT AS n_retried
     FROM outcomes
     GROUP BY model
 )
 SELECT
     model, n_documents, n_errors, accuracy, mean_confidence, mean_confidence_errors, mean_pieces,
-    n_truncated,
-    n_documents - n_all AS n_copies,
+    n_truncated, n_retried, n_failed, n_copies,
     coalesce(n_words_tested, 0) AS n_words_tested,
     coalesce(n_over_attended, 0) AS n_over_attended,
     coalesce(n_neglected, 0) AS n_neglected,
@@ -62,6 +65,7 @@ SELECT
     detectable_rare,
     detectable_ratio,
     CASE
+        WHEN n_documents = 0 THEN 'no document has an answer; bad_documents says why'
         WHEN n_errors = 0 THEN 'no errors, so nothing to compare'
         WHEN n_errors = n_documents THEN 'errors alone, so nothing to compare them with'
         WHEN coalesce(n_words_tested, 0) = 0
@@ -81,5 +85,6 @@ LEFT JOIN missed USING (model)
 LEFT JOIN less USING (model)
 LEFT JOIN (
     SELECT *, if(reference = 'label', 'gold label', 'prediction') AS reference_name FROM comparable
-) USING (model), run_parameters, (SELECT count(*) AS n_all FROM tested_documents)
+) USING (model), run_parameters,
+    (SELECT coalesce(sum(n_alike - 1), 0)::BIGINT AS n_copies FROM tested_documents)
 ORDER BY accuracy DESC;

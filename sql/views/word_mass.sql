@@ -1,7 +1,8 @@
 -- What:    how much of a document's score each distinct word takes: its mass, summed shares.
 -- One row: model, document (row), form; one column per score.
 -- Caveat:  shares are of positive parts (for signed scores: of what pushed toward the target) and
---          leave out special pieces; 0 where a document has no positive score.
+--          leave out special pieces; 0 where a document has no positive score. Documents that a
+--          model has no answer for are not here: see bad_documents.
 -- Source:  MODEL/scores/*.parquet, documents/*.parquet.
 CREATE OR REPLACE VIEW word_mass AS
 WITH positive AS (
@@ -9,6 +10,7 @@ WITH positive AS (
         model, "row",
         list_transform(COLUMNS(* EXCLUDE (model, "row")), lambda x: greatest(x, 0))
     FROM read_parquet('*/scores/*.parquet')
+    WHERE uniform IS NOT NULL
 ),
 score AS (
     -- Each score keeps its total beside it through unnest. Dividing within the lists instead takes

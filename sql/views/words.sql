@@ -4,7 +4,8 @@
 --          document's words sum to less than 1 (special pieces hold the rest); contribution and
 --          conservative are in logits of the target's margin, and signed. Beyond the model's
 --          maximum length scores are 0: see predictions.truncated. segment is 1 for words of
---          text_pair, whose characters count from 0 again.
+--          text_pair, whose characters count from 0 again. Documents that a model has no answer for
+--          have no words here: see bad_documents.
 -- Source:  MODEL/scores/*.parquet, documents/*.parquet.
 CREATE OR REPLACE VIEW words AS
 WITH word AS (
@@ -19,6 +20,7 @@ WITH word AS (
         unnest(COLUMNS(s.* EXCLUDE (model, "row")))
     FROM read_parquet('*/scores/*.parquet') AS s
     JOIN read_parquet('documents/*.parquet') AS d USING ("row")
+    WHERE s.uniform IS NOT NULL
 )
 SELECT
     model, document_id, position, form,
