@@ -265,6 +265,76 @@ def whole():
             f"{'; '.join(shares)}.")
 
 
+def survival():
+    """What became of runs that were disturbed."""
+    result = json.loads((RESULTS / "survival.json").read_text())
+    rows = [*killed(result["kills"]), *faulty(result["faults"]), *full(result["disks"]),
+            *damaged(result["flips"]), soaked(result["soak"])]
+    return "\n".join([table(["what was done", "what came of it"], rows), "",
+                      measured_on(result["soak"] | {"versions": result["versions"]})])
+
+
+def killed(result):
+    for name, case in result.items():
+        if isinstance(case, dict) and "trials" in case:
+            at = ", ".join(f"{stage} {n}" for stage, n in case["killed_at"].items())
+            yield [f"{case['trials']} SIGKILLs at random moments of runs of {NAMES[name]} (at {at})"
+                   ", each resumed",
+                   f"{case['unequal']} final tables unlike those of an undisturbed run, "
+                   f"{case['lost']} documents lost, {case['doubled']} doubled; "
+                   f"{case['made_again']} of {case['shards_at_kill']} shards extracted again; "
+                   f"{case['half_written_seen']} half-written files among {case['files_read']:,} "
+                   "read meanwhile"]
+
+
+def faulty(result):
+    n_changes = sum(result["changes"].values())
+    for what, case in result["kinds"].items():
+        exits = ", ".join(f"{name} {n}" for name, n in case["exits"].items())
+        yield [f"{what} at {case['trials']} of the {n_changes:,} writes, syncs, renames and other "
+               "changes of a run in turn",
+               f"{len(case['failures'])} runs neither complete nor resumable to the same tables "
+               f"(exits: {exits})"]
+
+
+def full(result):
+    if "disks" in result:
+        exits = [disk["exit"] for disk in result["disks"]]
+        wrong = sum(bool(disk["wrong"]) for disk in result["disks"])
+        yield [f"{len(exits)} disks too small or just large enough, that get more room",
+               f"{exits.count(1)} stopped with a sentence, {exits.count(0)} complete; {wrong} not "
+               "complete afterwards"]
+
+
+def damaged(result):
+    for kind in ("shards", "plan", "database"):
+        case = result[kind]
+        yield [f"{case['flips']:,} flipped bytes in {kind}, one at a time",
+               f"`verify` names the file of {case['named']:,}"]
+    tried, mended = (sum(case[key] for case in result["repairs"].values())
+                     for key in ("tried", "mended"))
+    yield [f"{tried} damages to every kind of file: flipped, cut, empty, lost, swapped, foreign",
+           f"`verify --repair` mends {mended}"]
+
+
+def soaked(result):
+    whole = [one for one in result["sessions"] if "slope_mib_a_minute" in one]
+    slopes = [one["slope_mib_a_minute"] for one in whole]
+    grown = [one["last_tenth_over_second"] for one in whole]
+    rates = result["documents_a_second_by_fifth"]
+    right = "right" if result["counts_are_right"] else "**wrong**"
+    return [f"{result['documents']:,} documents with bert-rt, killed "
+            f"{len(result['sessions']) - 1} times",
+            f"counts {right}; {rates[0]:,.0f} documents a second in the first fifth, "
+            f"{rates[-1]:,.0f} in the last; memory at the end of a session's extraction "
+            f"{min(grown):.2f} to {max(grown):.2f} times that near its beginning "
+            f"({min(slopes):+.0f} to {max(slopes):+.0f} MiB a minute), at most "
+            f"{max(one['peak_mib'] for one in result['sessions']):,.0f} MiB"]
+
+
+NAMES = {"generated": "the demo", "real": "the real reviews"}
+
+
 def measured_on(result):
     """The hardware and versions that a result file names."""
     return (f"{result['cpu']}, {result['threads']} threads, torch {result['versions']['torch']}, "
@@ -388,7 +458,7 @@ def main():
 
 TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction,
           "whole": whole, "kernels": kernels, "queries": queries,
-          "calibration": calibration}
+          "calibration": calibration, "survival": survival}
 
 
 if __name__ == "__main__":

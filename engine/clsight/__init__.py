@@ -2,7 +2,8 @@
 
     dataset     a labelled dataset, read in batches -> documents and their words, in shards
     plan        what goes in, frozen, with a fingerprint: the same call resumes the run
-    models      a fine-tuned classifier, opened safely; families says what it looks like
+    models      a fine-tuned classifier, opened safely: checkpoints looks at its files, trial at its
+                first answer; families says what it looks like
     batches     texts -> pieces, tokenised once -> packed batches of similar length, no padding
     attention   [CLS] attention rows and scores of pieces; general does so for other families
     extract     shards: tokenise | forward | write, overlapped -> MODEL/attention

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from clsight import attention, calibrate, general, shards, tables, trial, weights
@@ -138,7 +137,7 @@ class Extractor:
     def read(self, path: Path, workers: ProcessPoolExecutor | None = None) -> Documents:
         """The usable documents of a shard: their rows, and the pieces of their texts."""
         columns = ["row", "text", "text_pair", "label", "reason"]
-        table = pq.read_table(path, columns=columns)
+        table = shards.read(path, columns)
         usable = table.filter(table["reason"].is_null()).combine_chunks()
         texts = usable["text"].to_pylist()
         pairs = usable["text_pair"].to_pylist() if self.pairs else None

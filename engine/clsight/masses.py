@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clsight import shards, tables
 from clsight.kernels import even_cuts, in_threads, kernel
@@ -158,7 +157,7 @@ def read_scores(
         names: scores.
         offsets: [n + 1] of the documents' words.
     """
-    table = pq.read_table(path, columns=list(names))
+    table = shards.read(path, list(names))
     answered = table[names[0]].is_valid().to_numpy()
     scores = np.zeros((len(names), offsets[-1]), dtype=np.float32)
     own = np.repeat(answered, np.diff(offsets))

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from clsight import __version__, events, lock, memory, shards, tables
 from clsight import plan as plans
 from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
@@ -178,17 +176,13 @@ def _also(first: Progress, second: Progress) -> Progress:
 
 @contextmanager
 def _failures_named(folder: Path) -> Iterator[None]:
-    """What the machine lacks, and shards that went bad, are a sentence with what to do."""
+    """What the machine lacks is a sentence with what to do."""
     kept = "what is complete is kept"
     try:
         yield
     except MemoryError as error:
         raise ClsightError(f"{folder}: there is not enough memory ({error}); {kept}: free some, "
                            "and the same command goes on") from error
-    except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise ClsightError(f"{folder}: a shard cannot be read ({reason}); clsight verify {folder} "
-                           "names it, and --repair makes it again") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

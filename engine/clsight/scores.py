@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clsight import profiles, shards, tables, weights
 from clsight.kernels import even_cuts, in_threads, inlined, kernel
@@ -46,14 +45,13 @@ class Words:
 
 def score_shard(run: Path, plan: Plan, model: str, name: str) -> None:
     """Make a shard's part of the folders in `shards.SCORED` from its attention and documents."""
-    documents = pq.read_table(run / "documents" / name,
-                              columns=["reason", "label", "form", "start", "end"])
+    documents = shards.read(run / "documents" / name, ["reason", "label", "form", "start", "end"])
     documents = documents.filter(documents["reason"].is_null()).combine_chunks()
-    attention = pq.read_table(run / model / "attention" / name).combine_chunks()
+    attention = shards.read(run / model / "attention" / name)
     row, answered = attention["row"], attention["problem"].is_null().combine_chunks()
     if attention["problem"].null_count < len(row):
         documents, attention = documents.filter(answered), attention.filter(answered)
-    head_weights = weights.from_table(pq.read_table(run / model / "head_weights.parquet"))
+    head_weights = weights.from_table(shards.read(run / model / "head_weights.parquet"))
     offsets, start = lists(documents["start"])
     words = Words(offsets, start, lists(documents["end"])[1])
     scores = word_scores(attention, plan.scores, plan.models[model], head_weights, words)

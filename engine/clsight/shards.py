@@ -58,6 +58,21 @@ def write(table: pa.Table, path: Path) -> None:
         _seal(temporary)
 
 
+def read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A shard, or some of its columns, each column in one piece.
+
+    Raises:
+        ClsightError: it is missing or damaged.
+    """
+    try:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise ClsightError(f"{path} cannot be read ({reason}); clsight verify names all such "
+                           "files of a run, and --repair makes them again") from error
+    return table.combine_chunks()
+
+
 def is_sound(path: Path) -> bool:
     """True where a shard is, byte for byte, as it was written.
 

@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from clsight import dataset
+from clsight import dataset, shards
 from clsight.errors import UsageError, listed
 
 Integers = npt.NDArray[np.int64]
@@ -147,7 +146,7 @@ def places(shard: Path, units: Units) -> tuple[Integers, Integers, list[Places]]
     Returns:
         rows [n] of the documents, offsets [n + 1] of their words, and the places.
     """
-    table = pq.read_table(shard, columns=["row", "text", "form", "start", "reason"])
+    table = shards.read(shard, ["row", "text", "form", "start", "reason"])
     table = table.filter(table["reason"].is_null()).combine_chunks()
     row = table["row"].to_numpy()
     n_words = pc.list_value_length(table["form"]).to_numpy().astype(np.int64)
