@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from clsight.batches import gather, pack, tokenise
+from clsight.batches import gather, pack, tokenise, without_padding
 from conftest import DEMO
 
 
@@ -45,3 +45,10 @@ def test_pieces_are_those_of_the_tokenizer_one_text_at_a_time(model):
         spans = zip(pieces.start[inside].tolist(), pieces.end[inside].tolist(), strict=True)
         assert list(spans) == [tuple(span) for span in one["offset_mapping"]]
     assert pieces.truncated.tolist() == [len(tokenizer(text)["input_ids"]) > 20 for text in texts]
+
+
+def test_spelled_out_padding_has_no_position():
+    ids = np.array([5, 1, 6, 2, 7, 8, 1, 1, 3])
+    position = np.array([0, 1, 2, 3, 0, 1, 2, 3, 4])
+    assert without_padding(ids, position, 1).tolist() == [0, -1, 1, 2, 0, 1, -1, -1, 2]
+    assert without_padding(ids, position, 99) is position

@@ -82,7 +82,7 @@ def test_whole_numbers_of_any_type_are_classes(labels, tmp_path):
 
 def test_an_unknown_column_names_those_there_are(tmp_path):
     dataset = Dataset(save(ROWS, tmp_path / "d.parquet"), "body", "label")
-    with pytest.raises(UsageError, match=r"no column 'body'.*key, text, label"):
+    with pytest.raises(UsageError, match=r"no column 'body'.*key, text and label"):
         _ = dataset.schema
 
 
@@ -121,6 +121,12 @@ def test_a_split_must_be_named(tmp_path):
     with pytest.raises(UsageError, match="has the splits train"):
         _ = Dataset(str(tmp_path / "d"), "text", "label").schema
     assert Dataset(str(tmp_path / "d"), "text", "label", split="train").labels() == [0, 1]
+
+
+def test_a_saved_dataset_of_several_files_gives_all_its_rows(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "d", num_shards=3)
+    got = documents(Dataset(str(tmp_path / "d"), "text", "label", "key"), tmp_path)
+    assert [d["document_id"] for d in got] == ["a1", "b2", "c3"]
 
 
 def test_content_decides_the_fingerprint(tmp_path):

@@ -198,3 +198,21 @@ def gather(offsets: Integers, documents: Integers) -> tuple[Integers, Integers]:
     ends = np.cumsum(lengths)
     position = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
     return np.repeat(offsets[documents], lengths) + position, position
+
+
+def without_padding(
+    ids: npt.NDArray[np.integer[Any]], position: Integers, padding: int
+) -> Integers:
+    """Positions as RoBERTa counts them: a padding piece that a text spells out has none (-1).
+
+    Args:
+        ids: [T] vocabulary indices.
+        position: [T] from 0 in each document, as `gather` gives them.
+        padding: the id of the padding piece.
+    """
+    counted = ids != padding
+    if counted.all():
+        return position
+    behind = np.cumsum(counted)
+    before = (behind - counted)[np.arange(len(ids)) - position]
+    return np.where(counted, behind - before - 1, -1)

@@ -18,7 +18,7 @@ from clsight.blocks import Blocks
 from clsight.bootstrap import Bootstrap
 from clsight.database import at, quoted, sql_files, views_in_order
 from clsight.dataset import file_sha256
-from clsight.errors import ClsightError
+from clsight.errors import ClsightError, said
 from clsight.masses import Mass
 from clsight.permutations import Permutations
 from clsight.plan import Plan
@@ -72,9 +72,8 @@ def build(
     try:
         _build(run, plan, options, progress)
     except duckdb.Error as error:
-        reason = " ".join(str(error).split())
-        raise ClsightError(f"{run}: the statistics could not be made ({reason}); shards are kept, "
-                           "the same command tries again") from error
+        raise ClsightError(f"{run}: the statistics could not be made ({said(error)}); shards are "
+                           "kept, the same command tries again") from error
 
 
 def _build(run: Path, plan: Plan, options: Options, progress: Progress) -> None:

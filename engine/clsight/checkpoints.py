@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from clsight.errors import UsageError, listed
+from clsight.errors import UsageError, listed, said
 from clsight.events import event
 from clsight.families import FAMILIES, UNKNOWN, Family
 
@@ -94,7 +94,7 @@ def local_folder(path: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors",
                                                             "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(f"{path} is neither a folder here nor a model on the Hub: {reason(error)}"
+        raise UsageError(f"{path} is neither a folder here nor a model on the Hub: {said(error)}"
                          ) from error
 
 
@@ -114,7 +114,7 @@ def configuration(path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each family checks its own numbers in its own way
-        raise UsageError(f"{path}: the configuration cannot be read: {reason(error)}") from error
+        raise UsageError(f"{path}: the configuration cannot be read: {said(error)}") from error
     kind = type(config)
     for number in ("num_hidden_layers", "num_attention_heads"):
         computed = isinstance(getattr(kind, number, None), property)
@@ -133,17 +133,11 @@ def tokenizer(path: str) -> Any:
     try:
         found = AutoTokenizer.from_pretrained(local_folder(path), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise UsageError(f"{path}: the tokenizer cannot be read: {reason(error)}") from error
+        raise UsageError(f"{path}: the tokenizer cannot be read: {said(error)}") from error
     if not found.is_fast:
         raise UsageError(f"{path}: only fast tokenizers know where in the text a piece comes from; "
                          "save the model with a tokenizer.json")
     return found
-
-
-def reason(error: BaseException) -> str:
-    """What an error of a library says, on one line of bearable length."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= 300 else f"{said[:300]}…"
 
 
 def _json(file: Path, path: str) -> dict[str, Any]:
@@ -153,7 +147,7 @@ def _json(file: Path, path: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: {file.name} cannot be read: {reason(error)}") from error
+        raise UsageError(f"{path}: {file.name} cannot be read: {said(error)}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path}: {file.name} holds a {type(found).__name__}, not an object")
     return found
@@ -224,7 +218,7 @@ def _shapes(files: list[Path], path: str) -> dict[str, tuple[int, ...]]:
                 kinds = {name: part.get_dtype() for name, part in parts.items()}
                 shapes |= {name: tuple(part.get_shape()) for name, part in parts.items()}
         except Exception as error:  # safetensors raises its own bare SafetensorError
-            raise UsageError(f"{file} cannot be read as safetensors: {reason(error)}; copy or "
+            raise UsageError(f"{file} cannot be read as safetensors: {said(error)}; copy or "
                              "download it again") from error
         if quantised := [name for name, kind in kinds.items()
                          if name.endswith("weight") and kind not in FLOATS]:
@@ -256,7 +250,7 @@ def _outline(config: Any, path: str) -> Any:
                 config, trust_remote_code=False, attn_implementation="eager")
     except Exception as error:  # whatever a family does with numbers that it did not expect
         raise UsageError(f"{path}: there is no classifier that config.json describes: "
-                         f"{reason(error)}") from error
+                         f"{said(error)}") from error
 
 
 def _refuse_other_weights(

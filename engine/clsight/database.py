@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from clsight import plan as plans
-from clsight.errors import ClsightError, UsageError
+from clsight.errors import ClsightError, UsageError, said
 from clsight.tables import DATABASE
 
 _PARAMETER = re.compile(r"^-- Parameter: *(\w+)(?: *= *(\S+))? *(.*)$", re.MULTILINE)
@@ -57,9 +57,8 @@ def connect(run: Path) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect(run / DATABASE, read_only=True)
         _lock_down(connection, run)
     except duckdb.Error as error:
-        reason = " ".join(str(error).split())
-        raise ClsightError(f"{run / DATABASE} cannot be opened ({reason}); clsight verify {run} "
-                           "--repair makes it again") from error
+        raise ClsightError(f"{run / DATABASE} cannot be opened ({said(error)}); clsight verify "
+                           f"{run} --repair makes it again") from error
     return connection
 
 

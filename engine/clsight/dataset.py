@@ -4,7 +4,8 @@ Read in batches, never as a whole: memory does not grow with the dataset.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
-from clsight import shards, tables
+from clsight import documents, readers, shards, tables
+from clsight.columns import is_number, is_text, mostly_numbers, of_type, text, unpacked
 from clsight.errors import ClsightError, UsageError, listed
+from clsight.readers import Rows
 
-BATCH = 4096
+MOST_REASONS = 10
+"""As many reasons does a message name."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,35 @@ class Dataset:
     """Column within whose values words are tested as well."""
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows in dataset order, all columns, as Arrow batches of any size."""
-        try:
-            yield from self._reader(self.path)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ClsightError(f"{self.path} cannot be read: {error}") from error
+        """The rows in dataset order: those of `columns` that there are, in batches of any size.
+
+        Raises:
+            ClsightError: a row cannot be read.
+        """
+        n = 0
+        for rows in self.rows():
+            names, values, problem = rows.values.schema.names, [], rows.problem
+            for name, column in zip(names, rows.values, strict=True):
+                column = unpacked(column)
+                if is_text(column.type):
+                    column, reason = text(column, name)
+                    problem = pc.coalesce(problem, reason)
+                values.append(column)
+            if problem.null_count < len(rows):
+                row = pc.index(problem.is_valid(), True).as_py()
+                raise ClsightError(f"{self.path} cannot be read: row {n + row:,}: "
+                                   f"{problem[row].as_py()}")
+            yield pa.RecordBatch.from_arrays(values, names)
+            n += len(rows)
+
+    def rows(self) -> Iterator[Rows]:
+        """The same, with the rows that cannot be read."""
+        return readers.named(self.path, self._rows())
 
     def columns(self) -> list[str]:
-        """The columns that are read: text, label, and what else is given."""
+        """The columns that are read: text, label, and what else is given; each once."""
         columns = (self.id, self.text, self.text_pair, self.label, self.group_by)
-        return [column for column in columns if column is not None]
+        return list(dict.fromkeys(column for column in columns if column is not None))
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -58,38 +78,56 @@ class Dataset:
 
         Raises:
             UsageError: a column is missing or of a type that cannot serve.
-            ClsightError: the dataset has no rows.
+            ClsightError: the dataset has no rows, or none that can be read.
         """
-        first = self._first
-        names: list[str] = first.schema.names
-        texts = [("text", self.text), ("text-pair", self.text_pair)]
-        others = [("label", self.label), ("id", self.id), ("group-by", self.group_by)]
-        for option, column in (*texts, *others):
-            if column is not None and column not in names:
+        names, schema = self._first.names, self._first.values.schema
+        options = [("text", self.text), ("text-pair", self.text_pair), ("label", self.label),
+                   ("id", self.id), ("group-by", self.group_by)]
+        given = [(option, column) for option, column in options if column is not None]
+        for option, column in given:
+            if column not in names:
+                there = listed([name if name.isprintable() else repr(name) for name in names], 20)
                 raise UsageError(f"{self.path} has no column {column!r} (--{option}); "
-                                 f"it has {', '.join(names)}")
-        for option, column in texts:
-            kind = first.schema.field(column).type if column is not None else pa.string()
-            if not _is_string(kind):
+                                 f"it has {there}")
+        for option, column in given:
+            kind = schema.field(column).type
+            if option.startswith("text") and not is_text(_plain(kind)):
                 raise UsageError(f"--{option} {column}: the column holds {kind}, not text")
-        return first.schema
+            if pa.types.is_nested(_plain(kind)):
+                raise UsageError(f"--{option} {column}: the column holds {kind}; single numbers or "
+                                 "texts are needed")
+        return schema
 
     @cached_property
     def label_type(self) -> pa.DataType:
-        """Type of `label` in the run: int64 or string."""
-        return _plain_type(self.schema.field(self.label).type, f"--label {self.label}")
+        """Type of `label` in the run: int64 or string, by what most of the first rows hold."""
+        field = self.schema.field(self.label)
+        kind = _plain(field.type)
+        if is_text(kind):
+            untyped = not self._first.typed and mostly_numbers(self._of_first(self.label))
+            return pa.int64() if untyped else pa.string()
+        if is_number(kind):
+            return pa.int64()
+        raise UsageError(f"--label {self.label}: the column holds {field.type}; integers or "
+                         "strings are needed")
 
     @cached_property
     def id_type(self) -> pa.DataType:
         """Type of `document_id` in the run: int64 (the row, where no id is given) or string."""
         if self.id is None:
             return pa.int64()
-        return _plain_type(self.schema.field(self.id).type, f"--id {self.id}")
+        kind = _plain(self.schema.field(self.id).type)
+        if not is_number(kind) or pa.types.is_decimal(kind):
+            return pa.string()
+        # Hashes of 64 bits need all of them, which int64 has not.
+        largest = pc.max(self._of_first(self.id)).as_py() if pa.types.is_uint64(kind) else None
+        return pa.int64() if largest is None or largest < 2**63 else pa.string()
 
     def labels(self) -> list[int | str]:
         """The distinct labels of the first rows, sorted."""
-        values = pc.unique(_plain(self._first.column(self.label), self.label_type, self.label))
-        return sorted(value for value in values.to_pylist() if value is not None)
+        values, reasons = of_type(self._of_first(self.label), self.label_type, "label")
+        return sorted(pc.unique(values.filter(pc.and_(values.is_valid(), reasons.is_null())))
+                      .to_pylist())
 
     @cached_property
     def sha256(self) -> str:
@@ -100,24 +138,32 @@ class Dataset:
         return hashlib.sha256(fingerprint.encode()).hexdigest()
 
     @cached_property
-    def _first(self) -> pa.RecordBatch:
-        """The first rows, which decide types and spelling."""
-        first = next((batch for batch in self.batches() if batch.num_rows), None)
-        if first is None:
+    def _first(self) -> Rows:
+        """The first rows of which some can be read; they decide types and spelling."""
+        problem, n = None, 0
+        for rows in self.rows():
+            if rows.problem.null_count:
+                return rows
+            problem, n = problem or rows.problem[0].as_py(), n + len(rows)
+        if problem is None:
             raise ClsightError(f"{self.path} has no rows")
-        return first
+        raise ClsightError(f"{self.path}: none of its {n:,} rows can be read; row 0: {problem}")
 
-    def _reader(self, path: str) -> Iterator[pa.RecordBatch]:
+    def _of_first(self, column: str) -> pa.Array:
+        return unpacked(self._first.values.column(column))
+
+    def _rows(self) -> Iterator[Rows]:
+        path = self.path
         kind = Path(path.removesuffix(".gz")).suffix
         if Path(path).is_dir() or (not Path(path).exists() and not kind):
-            data = self._hugging_face().with_format("arrow")
-            return (table.to_batches()[0] for table in data.iter(batch_size=BATCH))
+            return readers.hugging_face(self._hugging_face(), self.columns())
         if not Path(path).is_file():
             raise UsageError(f"there is no dataset at {path}")
-        if kind not in _READERS:
+        if kind not in readers.FORMATS:
             raise UsageError(f"{path}: {kind or 'a file without suffix'} is not a known format; "
-                             f"clsight reads {', '.join(_READERS)}")
-        return _READERS[kind](path, self)
+                             f"clsight reads {', '.join(readers.FORMATS)}")
+        texts = [column for column in (self.text, self.text_pair) if column is not None]
+        return readers.read(path, kind, self.columns(), texts)
 
     def _hugging_face(self) -> Any:
         import datasets
@@ -137,42 +183,6 @@ class Dataset:
         return data
 
 
-def _parquet(path: str, dataset: Dataset) -> Iterator[pa.RecordBatch]:
-    file = pq.ParquetFile(path)
-    wanted = [column for column in dataset.columns() if column in file.schema_arrow.names]
-    # Where a column is missing, all are read once, to be named in the error.
-    columns = wanted if len(wanted) == len(dataset.columns()) else None
-    yield from file.iter_batches(BATCH, columns=columns)
-
-
-def _csv(path: str, dataset: Dataset) -> Iterator[pa.RecordBatch]:
-    # An id is text and a text is text, whatever the first rows look like.
-    texts = (dataset.text, dataset.text_pair, dataset.id)
-    strings = {column: pa.string() for column in texts if column}
-    yield from pyarrow.csv.open_csv(
-        path,
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter="\t" if ".tsv" in Path(path).suffixes else ",", newlines_in_values=True
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=strings, strings_can_be_null=True, quoted_strings_can_be_null=False
-        ),
-    )
-
-
-def _json_lines(path: str, _: Dataset) -> Iterator[pa.RecordBatch]:
-    yield from pyarrow.json.open_json(path)
-
-
-_READERS: dict[str, Callable[[str, Dataset], Iterator[pa.RecordBatch]]] = {
-    ".parquet": _parquet,
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-}
-
-
 def file_sha256(paths: list[Path]) -> str:
     """SHA-256 over the bytes of files, one after the other, in hexadecimal."""
     digest = hashlib.sha256()
@@ -189,8 +199,12 @@ def write_documents(
     folder: Path,
     shard_size: int,
     progress: Callable[[int], None] = lambda _: None,
+    only: Container[str] | None = None,
 ) -> int:
     """Write the document shards of a run; returns the number of rows.
+
+    Until the dataset is read, and found to be the same still, they are under another name: what
+    has its final name is final.
 
     Args:
         dataset: what to read.
@@ -198,20 +212,55 @@ def write_documents(
         folder: where the shards go; earlier ones are replaced.
         shard_size: documents a shard.
         progress: called with the number of documents of each shard written.
+        only: names of the shards to write; by default all.
+
+    Raises:
+        ClsightError: the dataset cannot be read to its end, or has changed.
     """
-    schema = tables.documents(dataset.id_type, dataset.label_type)
+    drafts, n_rows = folder / f"{shards.PARTIAL}documents", 0
+    shards.remove([drafts])
+    before, schema = dataset.sha256, tables.documents(dataset.id_type, dataset.label_type)
+    for shard, parts in itertools.groupby(_parts(dataset, shard_size), lambda part: part[0]):
+        wanted, made = only is None or shards.name(shard) in only, []
+        for _, first, rows in parts:
+            n_rows = first + len(rows)
+            if wanted:
+                made.append(documents.table(rows, dataset, labels, first).cast(schema))
+        if wanted:
+            shards.write(pa.concat_tables(made), drafts / shards.name(shard))
+            progress(sum(len(part) for part in made))
+    _refuse_changed(dataset, before)
+    if dataset.id is not None:
+        documents.mark_repeated(drafts, folder)
+    for path in sorted(drafts.glob("*.parquet")):
+        with shards.replaced(folder / path.name) as draft:
+            path.replace(draft)
+    shards.remove([drafts])
+    return n_rows
+
+
+def _parts(dataset: Dataset, size: int) -> Iterator[tuple[int, int, Rows]]:
+    """The rows cut where shards end: the shard, the first row, and the rows."""
     row = 0
-    for shard, rows in enumerate(_chunked(dataset, shard_size)):
-        table = _documents(rows, dataset, labels, row).cast(schema)
-        shards.write(table, folder / shards.name(shard))
-        row += rows.num_rows
-        progress(rows.num_rows)
-    return row
+    for rows in dataset.rows():
+        done = 0
+        while done < len(rows):
+            n = min(len(rows) - done, size - row % size)
+            yield row // size, row, rows.slice(done, n)
+            row, done = row + n, done + n
+
+
+def _refuse_changed(dataset: Dataset, before: str) -> None:
+    if Path(dataset.path).is_file() and (now := file_sha256([Path(dataset.path)])) != before:
+        raise ClsightError(f"{dataset.path} changed while it was read: its SHA-256 was "
+                           f"{before[:12]}… and is now {now[:12]}…; run again when it is at rest")
 
 
 def bad_documents(folder: Path) -> pa.Table:
     """The documents that cannot be used: `row` and `reason`."""
-    return pq.read_table(folder, columns=["row", "reason"], filters=pc.field("reason").is_valid())
+    none = pa.schema({"row": pa.int64(), "reason": pa.string()}).empty_table()
+    read = (shards.read(folder / name, none.column_names) for name in sorted(shards.done(folder)))
+    return pa.concat_tables([none, *(part.filter(part["reason"].is_valid()) for part in read)])
 
 
 def refuse_bad_documents(folder: Path) -> None:
@@ -222,109 +271,15 @@ def refuse_bad_documents(folder: Path) -> None:
     grouped = bad.group_by("reason", use_threads=False).aggregate([("row", "list")])
     reasons = [
         f"{group['reason']} in row{'s'[: len(group['row_list']) > 1]} {listed(group['row_list'])}"
-        for group in grouped.to_pylist()
+        for group in grouped.slice(0, MOST_REASONS).to_pylist()
     ]
+    if grouped.num_rows > MOST_REASONS:
+        reasons.append(f"{grouped.num_rows - MOST_REASONS:,} more reasons")
     raise ClsightError(
         f"{bad.num_rows:,} of the documents cannot be used: {'; '.join(reasons)} "
         "(rows count from 0); pass --on-bad-row skip to leave them out"
     )
 
 
-def _chunked(dataset: Dataset, size: int) -> Iterator[pa.Table]:
-    """The dataset's columns in tables of exactly `size` rows, the last one shorter."""
-    held: list[pa.RecordBatch] = []
-    n_held = 0
-    for batch in dataset.batches():
-        held.append(batch.select(dataset.columns()))
-        n_held += batch.num_rows
-        while n_held >= size:
-            table = pa.Table.from_batches(held)
-            yield table.slice(0, size)
-            rest = table.slice(size)
-            held, n_held = rest.to_batches(), rest.num_rows
-    if n_held:
-        yield pa.Table.from_batches(held)
-
-
-def _documents(
-    rows: pa.Table, dataset: Dataset, labels: dict[str, list[int | str]], first: int
-) -> pa.Table:
-    # Imported here: extraction reads documents on machines without Polars.
-    from clsight.words import segment
-
-    row = pa.array(range(first, first + rows.num_rows), pa.int64())
-    text = rows[dataset.text].cast(pa.string()).combine_chunks()
-    label = _plain(rows[dataset.label], dataset.label_type, f"--label {dataset.label}")
-    pair = reason = pa.nulls(len(text), pa.string())
-    segmented = text
-    if dataset.text_pair is not None:
-        pair = rows[dataset.text_pair].cast(pa.string()).combine_chunks()
-        # White space parts words, so these are the words of both.
-        segmented = pc.binary_join_element_wise(text, pair, "\n")
-        reason = _blank(pair, "second text")
-    words = segment(segmented)
-    return pa.table(
-        {
-            "row": row,
-            "document_id": row if dataset.id is None
-            else _plain(rows[dataset.id], dataset.id_type, f"--id {dataset.id}"),
-            "text": text,
-            "text_pair": pair,
-            "label": label,
-            "slice": pa.nulls(rows.num_rows, pa.string()) if dataset.group_by is None
-            else rows[dataset.group_by].cast(pa.string()),
-            "reason": pc.coalesce(_blank(text, "text"), reason, _label_reasons(label, labels)),
-            "form": words.form,
-            "start": words.start,
-            "end": words.end,
-        }
-    )
-
-
-def _blank(text: pa.Array, name: str) -> pa.Array:
-    """Why a text cannot be used; null where it can."""
-    trimmed = pc.utf8_trim_whitespace(pc.fill_null(text, ""))
-    reason = pc.if_else(pc.equal(pc.utf8_length(trimmed), 0), f"{name} is empty", None)
-    return pc.if_else(pc.is_null(text), f"{name} is null", reason)
-
-
-def _label_reasons(label: pa.Array, labels: dict[str, list[int | str]]) -> pa.Array:
-    """Why a label cannot be used; null where it can. The first model that lacks it counts."""
-    reason = pa.nulls(len(label), pa.string())
-    for model, known in reversed(labels.items()):
-        unknown = pc.invert(pc.is_in(label, pa.array(known, label.type)))
-        spelled = pc.binary_join_element_wise(
-            "label", label.cast(pa.string()), f"is not among {model}'s", " ",
-            null_handling="replace", null_replacement="",
-        )
-        known_text = f": {listed(list(known))}"
-        message = pc.binary_join_element_wise(spelled, known_text, "")
-        reason = pc.if_else(unknown, message, reason)
-    return pc.if_else(pc.is_null(label), "label is missing", reason)
-
-
-def _plain_type(kind: pa.DataType, option: str) -> pa.DataType:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if _is_string(kind):
-        return pa.string()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return pa.int64()
-    raise UsageError(f"{option}: the column holds {kind}; integers or strings are needed")
-
-
-def _plain(column: pa.ChunkedArray | pa.Array, kind: pa.DataType, option: str) -> pa.Array:
-    """The column as int64 or string; 1.0 and true count as 1, NaN as missing."""
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
-    try:
-        column = column.cast(kind)
-    except pa.ArrowInvalid as error:
-        raise ClsightError(f"{option}: {error}; whole numbers or strings are needed") from error
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return unpacked(pa.array([], kind)).type

@@ -3,6 +3,9 @@
 
 from collections.abc import Sequence
 
+MOST_SAID = 300
+"""Characters of another library's message within one of ours."""
+
 
 class ClsightError(Exception):
     """The work failed; the command line prints the message alone and exits with 1."""
@@ -22,6 +25,12 @@ def listed(values: Sequence[object], most: int = 10) -> str:
     if len(words) > most:
         words = [*words[:most], f"{len(values) - most:,} more"]
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else "none"
+
+
+def said(error: BaseException) -> str:
+    """What an error of a library says, on one line of bearable length."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}…"
 
 
 def printable(text: str) -> str:

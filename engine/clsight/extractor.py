@@ -28,6 +28,7 @@ from clsight.batches import (
     pack,
     tokenise,
     tokenise_in_worker,
+    without_padding,
 )
 from clsight.checkpoints import local_folder
 from clsight.clock import Clock
@@ -223,6 +224,9 @@ class Extractor:
         card = nullcontext() if self.stream is None else torch.cuda.device(self.stream.device)
         with trial.ALONE, card, self.clock.stage("forward"):
             index, position = gather(pieces.offsets, batch.documents)
+            if self.classifier.family.positions_after_padding:
+                padding = self.classifier.model.config.pad_token_id
+                position = without_padding(pieces.ids[index], position, padding)
             attended = forward(
                 self.classifier,
                 self._on_device(pieces.ids[index]),

@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from clsight import checkpoints, rules
-from clsight.checkpoints import local_folder, reason
+from clsight.checkpoints import local_folder
 from clsight.dataset import file_sha256
-from clsight.errors import ClsightError, UsageError, listed
+from clsight.errors import ClsightError, UsageError, listed, said
 from clsight.families import FAMILIES, REFUSED, UNKNOWN, Family
 from clsight.plan import ModelPlan
 
@@ -189,7 +189,7 @@ def load(
     except Exception as error:  # what is wrong with weights has many names
         if is_out_of_memory(error):
             raise NotEnoughMemoryError(f"not enough memory on {device} for the model") from error
-        raise UsageError(f"{plan.path} cannot be opened: {reason(error)}") from error
+        raise UsageError(f"{plan.path} cannot be opened: {said(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise UsageError(f"{plan.path} lacks the weights {listed(missing, 4)}, which would be "
                          "random; fine-tune the model for classification first")

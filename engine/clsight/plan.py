@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from clsight import shards, tables
-from clsight.errors import UsageError, listed
+from clsight.errors import UsageError, listed, said
 
 FORMAT = 4
 FILES = ("plan.json", "log/plan.json")
@@ -205,8 +205,8 @@ def _read(path: Path) -> Plan:
             raise UsageError(f"{path} is not as it was written (its checksum differs)")
         return _plan(stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be read as a plan ({reason}); start a new run") from error
+        raise UsageError(f"{path} cannot be read as a plan ({said(error)}); start a new run"
+                         ) from error
 
 
 def _plan(stored: dict[str, Any]) -> Plan:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clsight.errors import ClsightError
+from clsight.errors import ClsightError, said
 
 SCORED = ("heads", "agreement", "scores")
 """Folders of what is made of a shard's attention, in the order in which it is committed."""
@@ -67,8 +67,7 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise ClsightError(f"{path} cannot be read ({reason}); clsight verify names all such "
+        raise ClsightError(f"{path} cannot be read ({said(error)}); clsight verify names all such "
                            "files of a run, and --repair makes them again") from error
     return table.combine_chunks()
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from clsight import attention, general
 from clsight.attention import Wanted, prepare
-from clsight.checkpoints import reason
-from clsight.errors import ClsightError, UsageError, listed
+from clsight.errors import ClsightError, UsageError, listed, said
 from clsight.models import (
     IMPLEMENTATION,
     Classifier,
@@ -70,7 +69,7 @@ def _answer(classifier: Classifier) -> tuple[Tensor, Tensor]:
             raise NotEnoughMemoryError(
                 f"not enough memory on {classifier.device} for the model") from error
         raise UsageError(f"{model.config.name_or_path} cannot be run on a short text: "
-                         f"{reason(error)}") from error
+                         f"{said(error)}") from error
     if fast:
         model.set_attn_implementation(IMPLEMENTATION)
     return ids, logits

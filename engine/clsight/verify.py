@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from clsight import build, database, lock, pipeline, shards, tables
 from clsight import plan as plans
-from clsight.errors import ClsightError
+from clsight.errors import ClsightError, said
 from clsight.events import event
 from clsight.plan import Plan
 from clsight.statistics import Options
@@ -200,7 +200,7 @@ def _database(run: Path, plan: Plan, incomplete: bool) -> list[Problem]:
             _read_through(connection)
             failed = {} if incomplete else database.failed_checks(connection)
     except (duckdb.Error, ClsightError) as error:
-        return [Problem(name, " ".join(str(error).split()), "damaged")]
+        return [Problem(name, said(error), "damaged")]
     return [Problem(f"check {check}", f"{count} rows; clsight query {run} {check} lists them",
                     "check") for check, count in failed.items()]
 
