@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from clsight import tables
-from clsight.profiles import write_agreement
+from clsight.profiles import _rank, _rank_sorted, write_agreement
 from clsight.words import segment
 
 
@@ -95,3 +95,12 @@ def test_equal_scores_share_their_rank(tmp_path):
     assert stored.schema.equals(tables.agreement())
     a, b = (rankdata(-values) for values in scores)
     assert stored["rank_correlation"][1].as_py() == pytest.approx(np.corrcoef(a, b)[0, 1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 500])
+def test_ranks_by_sorting_are_those_by_counting(n):
+    values = np.random.default_rng(n).integers(0, 40, n).astype(np.float32) / 8
+    counted, sorted_ = ((np.empty(n, np.int32), np.empty(n, np.int32)) for _ in range(2))
+    _rank(values, *counted)
+    _rank_sorted(values, *sorted_)
+    np.testing.assert_array_equal(counted, sorted_)

@@ -122,6 +122,7 @@ def query(
     else:
         sql = name_or_sql
     try:
+        sql.encode()
         statements = connection.extract_statements(sql)
         # Not EXPLAIN either: with ANALYZE it runs what it explains, COPY ... TO among others.
         if [s.type for s in statements] != [duckdb.StatementType.SELECT]:

@@ -23,6 +23,8 @@ Floats = npt.NDArray[np.float64]
 
 TOP = 5
 """Words that are compared between scores; only documents with more words count."""
+COUNTED = 1000
+"""Most words whose ranks are found by counting."""
 BLOCK = 512
 """Documents whose sums one thread adds up."""
 PROFILE = ("entropy", "on_cls", "on_separators", "on_punctuation")
@@ -204,6 +206,8 @@ def _rank(values, ranks, top):  # type: ignore[no-untyped-def]
     Counting runs in SIMD lanes: n^2 comparisons are faster than sorting up to some 1,000 words.
     Equal values share their mean rank; of those, the first ones come first in `top`.
     """
+    if len(values) > COUNTED:
+        return _rank_sorted(values, ranks, top)
     for i in range(len(values)):
         value, larger, smaller = values[i], np.int32(0), np.int32(0)
         for j in range(len(values)):
@@ -215,6 +219,18 @@ def _rank(values, ranks, top):  # type: ignore[no-untyped-def]
             for j in range(i):
                 before += values[j] == value
         top[i] = larger + before < TOP
+
+
+@kernel
+def _rank_sorted(values, ranks, top):  # type: ignore[no-untyped-def]
+    """The same by sorting: counting takes 12 s for a text of 225,000 words."""
+    order, n, first = np.argsort(-values, kind="mergesort"), len(values), 0
+    for last in range(1, n + 1):
+        if last == n or values[order[last]] != values[order[first]]:
+            for place in range(first, last):
+                ranks[order[place]] = first - (n - last)
+                top[order[place]] = place < TOP
+            first = last
 
 
 @kernel
