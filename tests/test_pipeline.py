@@ -310,6 +310,10 @@ def test_copies_are_counted_and_left_out_of_the_tests(small_run, reviews, tmp_pa
 
 def test_a_moved_run_still_answers(small_run, tmp_path, monkeypatch):
     moved = shutil.copytree(small_run.folder, tmp_path / "it's moved")
+    odd = shutil.copytree(small_run.folder, tmp_path / "a[1]*?{b}'\"c;--")
+    assert clsight.open(odd).sql("words").height == small_run.sql("words").height
+    with pytest.raises(UsageError, match="must have no comma"):
+        clsight.open(shutil.copytree(small_run.folder, tmp_path / "a,b")).sql("words")
     monkeypatch.chdir(tmp_path)
     assert clsight.open(moved).sql("words").height == small_run.sql("words").height
     assert clsight.open("it's moved").sql("documents").height == 600
@@ -321,6 +325,8 @@ def test_folders_that_are_no_runs_are_refused(reviews, tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UsageError, match="not a clsight run"):
         run(reviews, tmp_path)
+    with pytest.raises(UsageError, match="must have no comma"):
+        run(reviews, tmp_path / "a,b" / "run")
     with pytest.raises(UsageError, match="is a file"):
         run(reviews, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"

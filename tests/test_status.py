@@ -126,6 +126,15 @@ def test_events_are_one_json_object_a_line_also_behind_a_torn_one(tmp_path):
     assert b"\x1b" not in path.read_bytes()
 
 
+def test_a_log_that_takes_no_lines_stops_nothing(tmp_path, capsys):
+    (tmp_path / "log").mkdir()
+    (tmp_path / events.FILE).symlink_to("/dev/full")
+    with events.logged(tmp_path):
+        events.event("a")
+        events.event("b")
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
 def test_what_ends_a_run_is_an_event(tmp_path):
     with pytest.raises(ClsightError), events.logged(tmp_path):
         raise ClsightError("no more")

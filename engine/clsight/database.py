@@ -147,15 +147,19 @@ def _errors_named(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
 
 def failed_checks(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """Checks in sql/checks that return rows, and how many."""
-    counts = {
-        check: len(connection.sql(sql).to_arrow_table())
-        for check, sql in sql_files("checks").items()
-    }
+    try:
+        counts = {
+            check: len(connection.sql(sql).to_arrow_table())
+            for check, sql in sql_files("checks").items()
+        }
+    except duckdb.Error as error:
+        raise ClsightError(f"the checks cannot be asked: {said(error)}") from error
     return {check: count for check, count in counts.items() if count}
 
 
 def at(connection: duckdb.DuckDBPyConnection, run: Path) -> duckdb.DuckDBPyConnection:
     """Resolve the views' relative paths in the run folder; fetch nothing from elsewhere."""
+    plans.refuse_bad_folder(run)
     connection.execute(f"SET GLOBAL file_search_path = '{quoted(run.resolve())}'")
     connection.execute("SET autoinstall_known_extensions = false")
     return connection

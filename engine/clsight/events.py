@@ -154,7 +154,14 @@ class _Lines(logging.FileHandler):
 
     failed = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+    def close(self) -> None:
+        """What is still to be written may not fit either."""
+        try:
+            super().close()
+        except OSError:
+            self.handleError(None)
+
+    def handleError(self, record: logging.LogRecord | None) -> None:  # noqa: N802 (logging's)
         if not self.failed:
             self.failed = True
             print(f"clsight: {self.baseFilename} cannot be written: {sys.exc_info()[1]}; events "

@@ -135,9 +135,8 @@ def run(
         scores=chosen, piece_scores=tables.piece_scores(chosen), target=target,
         shard_size=shard_size, options=dataclasses.asdict(options),
     )
-    folder.mkdir(parents=True, exist_ok=True)
     progress = _also(events.Heartbeat(), progress)
-    with lock.held(folder), events.logged(folder, noticed), _failures_named(folder):
+    with _at_work(folder, noticed):
         shards.sweep(folder)
         plan = _begun(folder, plan)
         with clock.stage("documents"):
@@ -175,6 +174,15 @@ def _also(first: Progress, second: Progress) -> Progress:
 
 
 @contextmanager
+def _at_work(folder: Path, noticed: list[logging.LogRecord]) -> Iterator[None]:
+    """Hold a run's lock, and log what happens; failures are named in the log and outside of it."""
+    with _failures_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock.held(folder), events.logged(folder, noticed), _failures_named(folder):
+            yield
+
+
+@contextmanager
 def _failures_named(folder: Path) -> Iterator[None]:
     """What the machine lacks is a sentence with what to do."""
     kept = "what is complete is kept"
@@ -184,7 +192,8 @@ def _failures_named(folder: Path) -> Iterator[None]:
         raise ClsightError(f"{folder}: there is not enough memory ({error}); {kept}: free some, "
                            "and the same command goes on") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # NumPy says how much it wrote, and no number.
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise ClsightError(f"{folder}: the disk is full ({error}); {kept}: make room, and the same "
                            "command goes on") from error
@@ -368,6 +377,7 @@ def _build(folder: Path, plan: Plan, options: Options, progress: Progress) -> No
 
 def _refuse_foreign_folder(folder: Path) -> None:
     """Refuse what is no run; a run that was stopped at its very beginning has no plan yet."""
+    plans.refuse_bad_folder(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give an output folder")
     if not folder.is_dir() or any((folder / name).is_file() for name in plans.FILES):

@@ -241,6 +241,13 @@ def refuse_bad_names(models: Mapping[str, object]) -> None:
                              f"'.', and none of {', '.join(RESERVED)}")
 
 
+def refuse_bad_folder(run: Path) -> None:
+    """Raise `UsageError` where DuckDB could not find a run's files: it parts paths at commas."""
+    if "," in str(run.resolve()):
+        raise UsageError(f"{run.resolve()}: the path of a run must have no comma; move it, or give "
+                         "another folder")
+
+
 def continued(old: Plan, new: Plan, run: Path) -> Plan:
     """The plan under which a run goes on: what is asked for now, on what is there already.
 

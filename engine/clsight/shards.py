@@ -22,7 +22,7 @@ MADE = ("attention", *SCORED)
 """Folders of a model in which every shard has a file before the statistics."""
 PARTIAL = ".partial-"
 """How names of files begin that are not whole yet; neither Arrow nor DuckDB sees them."""
-_KEY = b"clsight.sha256"
+_KEY, _NAME = b"clsight.sha256", b"clsight.shard"
 _ZEROS = b"0" * 64
 _BLOCK = 1 << 20
 
@@ -54,7 +54,7 @@ def write(table: pa.Table, path: Path) -> None:
             write_page_checksum=True,
         ) as writer:
             writer.write_table(table)
-            writer.add_key_value_metadata({_KEY: _ZEROS})
+            writer.add_key_value_metadata({_NAME: path.name.encode(), _KEY: _ZEROS})
         _seal(temporary)
 
 
@@ -70,6 +70,11 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
         raise ClsightError(f"{path} cannot be read ({said(error)}); clsight verify names all such "
                            "files of a run, and --repair makes them again") from error
     return table.combine_chunks()
+
+
+def was(path: Path) -> str:
+    """The name under which a shard was written, whatever it is called now."""
+    return str((pq.read_metadata(path).metadata or {}).get(_NAME, b"").decode())
 
 
 def is_sound(path: Path) -> bool:

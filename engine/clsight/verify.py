@@ -163,6 +163,7 @@ def _unlike_plan(run: Path, plan: Plan, known: set[str]) -> Iterator[Problem]:
                 if file not in known:
                     rows = usable if made in ("attention", "scores") else None
                     yield from _unlike(run, file, schema(plan), rows)
+                    yield from _of_another(run, file, model)
 
 
 _SCHEMAS: dict[str, Callable[[Plan], pa.Schema]] = {
@@ -185,6 +186,15 @@ def _unlike(
         if not found.equals(rows):
             yield Problem(file, f"holds {len(found)} documents that are not the {len(rows)} that "
                           "were planned", "other")
+
+
+def _of_another(run: Path, file: str, model: str) -> Iterator[Problem]:
+    """Sums say nothing of their documents, but which shard they were, and whose."""
+    path = run / file
+    if (was := shards.was(path)) != path.name:
+        yield Problem(file, f"is {was or 'another file'} under another name", "other")
+    elif set(pq.read_table(path, columns=["model"])["model"].unique().to_pylist()) - {model}:
+        yield Problem(file, "is of another model", "other")
 
 
 def _database(run: Path, plan: Plan, incomplete: bool) -> list[Problem]:
