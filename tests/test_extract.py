@@ -11,6 +11,7 @@ import torch
 from clsight import attention, calibrate, extract, heads
 from clsight.batches import batch_of
 from clsight.clock import STAGES, Clock
+from clsight.errors import ClsightError
 from clsight.extractor import count_operations, open_extractor
 from clsight.results import collect
 from small_models import eager_model, opened_model
@@ -171,7 +172,7 @@ def test_two_devices_do_what_one_does(small_run, tmp_path):
 def test_what_fails_on_one_device_is_raised_and_the_others_shards_stay(small_run, tmp_path):
     jobs = [("bert", "00000.parquet"), ("bert", "09999.parquet")]
     (tmp_path / "documents").symlink_to(small_run.folder / "documents")
-    with pytest.raises(FileNotFoundError, match="09999"):
+    with pytest.raises(ClsightError, match="09999"):
         list(extract.extract_on(["cpu", "cpu"], tmp_path, small_run.plan, jobs, None,
                                 lambda *_: None, Clock()))
     close(pq.read_table(tmp_path / "bert" / "attention" / "00000.parquet"), stored(small_run))
