@@ -2,7 +2,7 @@
 
 Each part adds its own figures to the result file:
 
-    python benchmarks/survival kills [--trials 200] [-o RESULT.json]
+    python benchmarks/survival kills [--trials 200] [--case CASE …] [-o RESULT.json]
     python benchmarks/survival faults [--every 1] [--kind KIND …] [-o RESULT.json]
     python benchmarks/survival disks [-o RESULT.json]
     python benchmarks/survival flips [--flips 1000] [-o RESULT.json]
@@ -35,29 +35,32 @@ def say(line):
     print(line, file=sys.stderr, flush=True)
 
 
-def measure_kills(arguments, folder):
-    """Half of the trials each."""
+def measure_kills(arguments, folder, save):
+    """As many trials of each case; figures are saved on the way, for it takes an hour or two."""
     cases = {"generated": generated(folder, 1000), "real": real()}
-    return {name: kills.kills(case, folder, arguments.trials // 2, arguments.seed, say)
-            for name, case in cases.items()}
+    chosen = arguments.case or list(cases)
+    for name in chosen:
+        trials = arguments.trials // len(chosen)
+        for result in kills.kills(cases[name], folder, trials, arguments.seed, say):
+            save({name: result})
 
 
-def measure_faults(arguments, folder):
+def measure_faults(arguments, folder, save):
     case = generated(folder, 60, shard_size=30, options=("--min-documents", "10"))
-    return faults.faults(case, folder, arguments.every, arguments.kind or faults.DISTURBED, say)
+    save(faults.faults(case, folder, arguments.every, arguments.kind or faults.DISTURBED, say))
 
 
-def measure_disks(_, folder):
-    return disks.disks(generated(folder, 1000), folder, say)
+def measure_disks(_, folder, save):
+    save(disks.disks(generated(folder, 1000), folder, say))
 
 
-def measure_flips(arguments, folder):
+def measure_flips(arguments, folder, save):
     case = generated(folder, 120, **SMALL)
-    return flips.flips(case, folder, arguments.flips, arguments.seed, say)
+    save(flips.flips(case, folder, arguments.flips, arguments.seed, say))
 
 
-def measure_soak(arguments, folder):
-    return soak.soak(folder, arguments.documents, arguments.seed, say)
+def measure_soak(arguments, folder, save):
+    save(soak.soak(folder, arguments.documents, arguments.seed, say))
 
 
 PARTS = {"kills": measure_kills, "faults": measure_faults, "disks": measure_disks,
@@ -74,6 +77,7 @@ def parsed():
         part.add_argument("--seed", type=int, default=1)
         part.add_argument("-o", "--output", type=Path, help="result file; the part is added to it")
     parts.choices["kills"].add_argument("--trials", type=int, default=200)
+    parts.choices["kills"].add_argument("--case", action="append", choices=("generated", "real"))
     parts.choices["faults"].add_argument("--every", type=int, default=1)
     parts.choices["faults"].add_argument("--kind", action="append", choices=faults.DISTURBED)
     parts.choices["flips"].add_argument("--flips", type=int, default=1000)
@@ -85,13 +89,16 @@ def main():
     arguments, begun = parsed(), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix=f"{arguments.part}-", dir=arguments.folder.resolve()))
     say(f"runs are made in {folder}")
-    figures = PARTS[arguments.part](arguments, folder)
-    figures |= {"seconds": round(time.monotonic() - begun), **hardware()}
-    result = {"benchmark": "survival"}
-    if arguments.output and arguments.output.exists():
-        result = json.loads(arguments.output.read_text())
-    finish(result | {arguments.part: added(result.get(arguments.part, {}), figures)},
-           arguments.output)
+
+    def save(figures):
+        figures |= {"seconds": round(time.monotonic() - begun), **hardware()}
+        result = {"benchmark": "survival"}
+        if arguments.output and arguments.output.exists():
+            result = json.loads(arguments.output.read_text())
+        finish(result | {arguments.part: added(result.get(arguments.part, {}), figures)},
+               arguments.output)
+
+    PARTS[arguments.part](arguments, folder, save)
 
 
 def added(before, figures):

@@ -21,6 +21,8 @@ from pathlib import Path
 from runs import Finished
 
 PAUSE = 0.002
+EVERY = 10
+"""Trials after which figures are told."""
 
 
 def stage(run, models):
@@ -150,7 +152,7 @@ class Watch:
 
 
 def kills(case, folder, trials, seed, say):
-    """Kill and resume a case many times; what came of it, for the result file."""
+    """Kill and resume a case many times; yields what came of it so far, for the result file."""
     known = undisturbed(case, folder / f"{case.name}-undisturbed")
     say(f"{case.name}, undisturbed: {known.seconds:.1f} s, {known.stages}")
     tally = Tally()
@@ -162,7 +164,8 @@ def kills(case, folder, trials, seed, say):
                 say(f"{run}, killed at {moment}:\n  " + "\n  ".join(wrong))
             else:
                 shutil.rmtree(run)
-    return {"undisturbed_seconds": round(known.seconds, 2), **tally.result()}
+            if (i + 1) % EVERY == 0 or i + 1 == trials:
+                yield {"undisturbed_seconds": round(known.seconds, 2), **tally.result()}
 
 
 def trial(case, known, run, moment, watch, tally):
