@@ -268,8 +268,8 @@ def whole():
 def survival():
     """What became of runs that were disturbed."""
     result = json.loads((RESULTS / "survival.json").read_text())
-    rows = [*killed(result["kills"]), *faulty(result["faults"]), *full(result["disks"]),
-            *damaged(result["flips"]), soaked(result["soak"])]
+    parts = {"kills": killed, "faults": faulty, "disks": full, "flips": damaged, "soak": soaked}
+    rows = [row for part, told in parts.items() if part in result for row in told(result[part])]
     return "\n".join([table(["what was done", "what came of it"], rows), "",
                       measured_on(result["soak"] | {"versions": result["versions"]})])
 
@@ -319,17 +319,15 @@ def damaged(result):
 
 def soaked(result):
     whole = [one for one in result["sessions"] if "slope_mib_a_minute" in one]
-    slopes = [one["slope_mib_a_minute"] for one in whole]
     grown = [one["last_tenth_over_second"] for one in whole]
     rates = result["documents_a_second_by_fifth"]
     right = "right" if result["counts_are_right"] else "**wrong**"
-    return [f"{result['documents']:,} documents with bert-rt, killed "
-            f"{len(result['sessions']) - 1} times",
-            f"counts {right}; {rates[0]:,.0f} documents a second in the first fifth, "
-            f"{rates[-1]:,.0f} in the last; memory at the end of a session's extraction "
-            f"{min(grown):.2f} to {max(grown):.2f} times that near its beginning "
-            f"({min(slopes):+.0f} to {max(slopes):+.0f} MiB a minute), at most "
-            f"{max(one['peak_mib'] for one in result['sessions']):,.0f} MiB"]
+    yield [f"{result['documents']:,} documents with bert-rt, killed "
+           f"{len(result['sessions']) - 1} times",
+           f"counts {right}; {rates[0]:,.0f} documents a second in the first fifth, "
+           f"{rates[-1]:,.0f} in the last; memory at the end of a session's extraction "
+           f"{min(grown):.2f} to {max(grown):.2f} times that near its beginning, "
+           f"and {max(one['peak_mib'] for one in result['sessions']):,.0f} MiB at most"]
 
 
 NAMES = {"generated": "the demo", "real": "the real reviews"}
