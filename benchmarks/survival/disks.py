@@ -70,4 +70,4 @@ def trial(case, reference, folder, size):
             wrong.append(f"resume: exit code {resumed.code}: {resumed.stderr[-2000:]}")
         else:
             wrong += reference.differences(run)
-    return first.code, first.said if first.code else None, wrong
+    return first.code, first.said.replace(str(run), "run") if first.code else None, wrong
