@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clsight import build, database, lock, pipeline, shards, tables
+from clsight import build, database, events, lock, pipeline, shards, tables
 from clsight import plan as plans
 from clsight.errors import ClsightError, said
-from clsight.events import event
 from clsight.plan import Plan
 from clsight.statistics import Options
 
@@ -76,18 +75,21 @@ def repair(
     Raises:
         ClsightError: dataset or models are not where they were, or not what they were.
     """
-    with lock.held(run):
-        plan, found = plans.load(run), verify(run)
+    plan = plans.load(run)
+    with lock.held(run), events.logged(run):
+        found = verify(run)
+        if not found:
+            return []
         gone = {file for problem in found if problem.kind != "check"
                 for file in _made_of(problem.file, plan)}
+        events.event("repair", f"{run}: {len(found)} problems, made again: "
+                     f"{', '.join(sorted(gone)) or 'nothing'}", files=sorted(gone))
         for problem in found:
             if problem.kind == "foreign":
                 (run / problem.file).rename(run / f"{problem.file}{ASIDE}")
         shards.remove([run / file for file in sorted(gone) if (run / file).exists()])
         plan.save(run)
-    if found:
-        event("repair", f"{run}: {len(found)} problems, made again: {', '.join(sorted(gone))}")
-        _go_on(run, plan, progress, device)
+    _go_on(run, plan, progress, device)
     return verify(run)
 
 
