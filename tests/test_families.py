@@ -45,13 +45,13 @@ def saved(name, folder, **changes):
     return reference, tokenizer
 
 
-def extracted(folder, tmp_path, max_length, pairs=None):
+def extracted(folder, tmp_path, max_length, pairs=None, dtype="float32"):
     """The attention table of `TEXTS`, all layers, in batches of at most 60 pieces."""
     model = inspect("m", str(folder), "all", [0, 1, 2])
     model = dataclasses.replace(model, max_length=max_length)
     data = DatasetPlan("", "", "text", "pair" if pairs else None, "label", None, None, "int64",
                        "int64", "error")
-    plan = Plan(data, {"m": model}, "float32", tables.ALWAYS, ("contribution",), "predicted", 10)
+    plan = Plan(data, {"m": model}, dtype, tables.ALWAYS, ("contribution",), "predicted", 10)
     documents = pa.table({
         "row": range(len(TEXTS)), "text": TEXTS, "label": [0] * len(TEXTS),
         "text_pair": pa.array(pairs or [None] * len(TEXTS), pa.string()),
@@ -92,6 +92,19 @@ def test_a_checkpoint_is_what_transformers_makes_of_it(name, pairs, tmp_path):
     whole = tokenizer(TEXTS, pairs)["input_ids"]
     assert [document["truncated"] for document in stored] == [len(ids) > 40 for ids in whole]
     assert stored[2]["truncated"]
+
+
+@pytest.mark.parametrize("name", [*FAST, *GENERAL])
+def test_every_family_runs_in_half_precision(name, tmp_path):
+    """Also those that make parameters of their own, which transformers opens in float32."""
+    saved(name, tmp_path / "model")
+    exact = extracted(tmp_path / "model", tmp_path, 40)
+    half = extracted(tmp_path / "model", tmp_path, 40, dtype="bfloat16")
+    assert half["problem"].null_count == len(TEXTS)
+    for one, other in zip(half["attention"].to_pylist(), exact["attention"].to_pylist(),
+                          strict=True):
+        np.testing.assert_allclose(one, other, atol=0.08)
+    assert half["attention"].to_pylist() != exact["attention"].to_pylist()
 
 
 def test_pairs_have_the_words_of_both_texts_with_their_segment(tmp_path):

@@ -79,6 +79,20 @@ def test_weights_under_names_of_old_are_read(checkpoint):
         assert torch.equal(one, other), name
 
 
+@pytest.mark.parametrize("family", ["bert", "modernbert", "deberta", "xlnet"])
+def test_opening_in_half_precision_leaves_other_threads_alone(family, tmp_path, monkeypatch):
+    """torch's default is one for the whole process: tensors made meanwhile would be halves."""
+    saved(family, tmp_path)
+    plan, defaults = inspect("m", str(tmp_path), "last", [0, 1, 2]), []
+    monkeypatch.setattr(torch, "set_default_dtype", defaults.append)
+    half, whole = (load(plan, dtype, "cpu").model for dtype in (torch.bfloat16, torch.float32))
+    assert {*defaults} <= {torch.float32}
+    for one, other in zip(half.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other.bfloat16())
+    for one, other in zip(half.buffers(), whole.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_pickle_is_not_opened(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")

@@ -160,7 +160,7 @@ class Passage:
     def _roll(self, heads: Heads, q: Tensor, k: Tensor, layer: int) -> None:
         """Multiply the layer's (mean_h A + 1) / 2 onto the product so far."""
         for first, documents, length in self.groups:
-            mean = torch.zeros(documents, length, length, device=q.device)
+            mean = torch.zeros(documents, length, length, dtype=torch.float32, device=q.device)
             for block in heads.blocks(len(q), first):
                 mean[block.documents] += heads.weights(block, q, k).sum(1) / len(q)
             mean.diagonal(dim1=1, dim2=2).add_(1)
@@ -173,8 +173,8 @@ class Passage:
         """Gradients of q, k, v by the rule of the hour; picks up scores on the way."""
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         grad, single = grad.transpose(0, 1), q.shape[1] != k.shape[1]
-        contribution = torch.zeros(k.shape[:2], device=k.device)
-        above, passed = self._relevance_above(layer), torch.zeros(1, k.shape[1], device=k.device)
+        contribution = torch.zeros(k.shape[:2], dtype=torch.float32, device=k.device)
+        above, passed = self._relevance_above(layer), torch.zeros_like(contribution[:1])
         for block in heads.blocks(len(k)):
             weights = heads.weights(block, q, k)
             upward = block.queries(grad, single).float()
@@ -203,7 +203,7 @@ class Passage:
     def read(self) -> Tensor:
         """[T] how much of each piece's last output the head reads: [CLS] alone, or the mean."""
         assert self.hidden is not None
-        read = torch.zeros(len(self.hidden), device=self.cls.device)
+        read = torch.zeros(len(self.hidden), dtype=torch.float32, device=self.cls.device)
         if self.only_cls:
             read[self.cls] = 1
             return read

@@ -164,7 +164,7 @@ def _results(
     margin = margins(answer.logits, target).sum()
     attention = [a.detach().float() for a in answer.attention]
     documents, _, length, _ = attention[0].shape
-    read = torch.zeros(length, device=margin.device)
+    read = torch.zeros(length, dtype=torch.float32, device=margin.device)
     if pooling == "mean":
         read += 1 / length
     else:

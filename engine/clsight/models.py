@@ -183,9 +183,10 @@ def load(
         model, report = AutoModelForSequenceClassification.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             attn_implementation=attention or (IMPLEMENTATION if family.fast else "eager"),
-            dtype=dtype, **full,
+            dtype=torch.float32, **full,
         )
-        model.requires_grad_(False).eval().to(device)
+        _cast(model.requires_grad_(False).eval(), dtype)
+        model.to(device)
     except Exception as error:  # what is wrong with weights has many names
         if is_out_of_memory(error):
             raise NotEnoughMemoryError(f"not enough memory on {device} for the model") from error
@@ -194,6 +195,17 @@ def load(
         raise UsageError(f"{plan.path} lacks the weights {listed(missing, 4)}, which would be "
                          "random; fine-tune the model for classification first")
     return Classifier.of(model, checkpoints.tokenizer(plan.path), plan.max_length)
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Round parameters; buffers, such as the angles of rotary positions, stay in float32.
+
+    To open a model in half precision, transformers sets torch's default for the whole process
+    meanwhile: tensors that another thread makes at that moment would be in half precision too. It
+    also leaves DeBERTa's and XLNet's own parameters in float32, which then meet halves.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def class_labels(name: str, config: Any, seen: list[int | str]) -> tuple[int | str, ...]:
