@@ -1,5 +1,6 @@
 """Scored shards -> the run's database: strata, sums of each shard, tests, and the relations."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -94,7 +95,7 @@ def _build(run: Path, plan: Plan, options: Options, progress: Progress) -> None:
 
 
 def is_built(run: Path, plan: Plan, options: Options) -> bool:
-    """True where the database was made from this plan with these options."""
+    """True where the database was made from this plan, with these options and these relations."""
     if not (run / tables.DATABASE).is_file():
         return False
     try:
@@ -347,8 +348,9 @@ def _blocks(stage: Stage, bootstrap: Bootstrap) -> Iterator[Block]:
 
 def _parameters(plan: Plan, options: Options) -> dict[str, Any]:
     content = file_sha256([Path(options.groups)]) if options.groups else None
+    relations = hashlib.sha256("".join(sql_files("views").values()).encode()).hexdigest()
     return {"fingerprint": plan.fingerprint, "n_shards": plan.n_shards, **asdict(options),
-            "groups_sha256": content}
+            "groups_sha256": content, "relations_sha256": relations}
 
 
 def _store(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

@@ -1,7 +1,7 @@
 """A run in DuckDB: its relations, and named queries."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 from threading import Lock
@@ -13,8 +13,9 @@ from clsight import plan as plans
 from clsight.errors import ClsightError, UsageError, said
 from clsight.tables import DATABASE
 
-_PARAMETER = re.compile(r"^-- Parameter: *(\w+)(?: *= *(\S+))? *(.*)$", re.MULTILINE)
+_PARAMETER = re.compile(r"^-- Parameter: *(\w+)(?: *= *(\S+))? *(.*(?:\n--  +.*)*)", re.MULTILINE)
 KINDS = ("views", "queries", "checks")
+ROWS_PER_BATCH = 131_072
 _PATTERN = re.compile(r"'([^']*\*\.parquet|\*/[^']*\.parquet)'")
 _locking = Lock()
 _WHAT = re.compile(r"^-- What: *(.*(?:\n--  +.*)*)", re.MULTILINE)
@@ -40,11 +41,21 @@ def purpose(sql: str) -> str:
 
 def parameters(sql: str) -> dict[str, str | None]:
     """Parameters that a query's header declares, with their defaults (None: must be given)."""
-    return {name: default or None for name, default, _ in _PARAMETER.findall(sql)}
+    return {name: default for name, (default, _) in described(sql).items()}
 
 
-def connect(run: Path) -> duckdb.DuckDBPyConnection:
+def described(sql: str) -> dict[str, tuple[str | None, str]]:
+    """Parameters that a query's header declares -> default (None: must be given), description."""
+    return {name: (default or None, re.sub(r"\n--\s*", " ", text).strip())
+            for name, default, text in _PARAMETER.findall(sql)}
+
+
+def connect(run: Path, limits: Mapping[str, str] | None = None) -> duckdb.DuckDBPyConnection:
     """Open the database of a run, read-only; the run folder may have been moved.
+
+    Args:
+        run: the run folder.
+        limits: settings of DuckDB for all connections of this process, such as its `memory_limit`.
 
     Raises:
         UsageError: the run is not complete yet.
@@ -55,14 +66,16 @@ def connect(run: Path) -> duckdb.DuckDBPyConnection:
         raise UsageError(f"{run} has no {DATABASE} yet: let clsight run finish first")
     try:
         connection = duckdb.connect(run / DATABASE, read_only=True)
-        _lock_down(connection, run)
+        _lock_down(connection, run, limits or {})
     except duckdb.Error as error:
         raise ClsightError(f"{run / DATABASE} cannot be opened ({said(error)}); clsight verify "
                            f"{run} --repair makes it again") from error
     return connection
 
 
-def _lock_down(connection: duckdb.DuckDBPyConnection, run: Path) -> None:
+def _lock_down(
+    connection: duckdb.DuckDBPyConnection, run: Path, limits: Mapping[str, str]
+) -> None:
     """Let queries read the run's own files and nothing else, for as long as the database is open.
 
     DuckDB compares paths as they are written, so the patterns of the views are allowed as such: a
@@ -78,6 +91,7 @@ def _lock_down(connection: duckdb.DuckDBPyConnection, run: Path) -> None:
         patterns = sorted(set(_PATTERN.findall("".join(
             sql for kind in KINDS for sql in sql_files(kind).values()))))
         for setting in (
+            *(f"{name} = '{value}'" for name, value in limits.items()),
             # Names of tables would otherwise be looked up among Python's variables.
             "GLOBAL python_enable_replacements = false",
             "autoload_known_extensions = false",
@@ -103,7 +117,8 @@ def catalogue() -> pa.RecordBatchReader:
 
 
 def query(
-    connection: duckdb.DuckDBPyConnection, name_or_sql: str, given: dict[str, str]
+    connection: duckdb.DuckDBPyConnection, name_or_sql: str, given: dict[str, str],
+    rows_per_batch: int = ROWS_PER_BATCH,
 ) -> pa.RecordBatchReader:
     """Run a named query, a relation by name, or one SELECT statement.
 
@@ -129,7 +144,7 @@ def query(
             raise UsageError("one SELECT statement is needed: a run is read-only")
         wanted = statements[0].named_parameters
         values = _values(wanted, parameters(sql), given, name_or_sql)
-        reader = connection.sql(sql, params=values).arrow()
+        reader = connection.sql(sql, params=values).arrow(rows_per_batch)
         return pa.RecordBatchReader.from_batches(reader.schema, _errors_named(reader))
     except UnicodeError as error:
         raise UsageError(f"the question is not valid Unicode: {error}") from error

@@ -1,13 +1,14 @@
 """An answer of the database on the screen or in a file: table, JSON, CSV, Parquet or Arrow."""
 
-import csv
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 from rich import box
 from rich.console import Console
@@ -20,6 +21,8 @@ TABLE_ROWS = 100
 """Rows that a table on the screen shows; the other formats have all."""
 FOLDED = 60
 """Characters of a column, beyond which values go on in the next line."""
+ROWS_AT_A_TIME = 10_000
+"""Rows that are Python objects at one time, which take ten times the memory of Arrow's."""
 UNLIMITED = 10_000
 """Width for measuring, and for output that is not a terminal."""
 
@@ -32,21 +35,61 @@ def write(answer: pa.RecordBatchReader, form: str, out: IO[bytes]) -> None:
 def _json(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
     separator = "[\n"
     for row in _rows(answer):
-        out.write(f"{separator}{json.dumps(row, ensure_ascii=False, default=str)}".encode())
+        out.write(f"{separator}{as_json(row)}".encode())
         separator = ",\n"
     out.write(b"\n]\n" if separator == ",\n" else b"[]\n")
 
 
-def _csv(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
-    text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(answer.schema.names)
+def write_csv(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
+    """Write an answer as CSV: lists as JSON, texts in quotes, so that "" is no null."""
+    schema = flat_schema(answer.schema)
+    with pyarrow.csv.CSVWriter(out, schema) as writer:
+        for batch in answer:
+            writer.write_batch(in_schema(batch, schema))
+
+
+def write_json_lines(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
+    """Write an answer as one JSON object a line."""
     for row in _rows(answer):
-        writer.writerow(
-            json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict)
-            else value for value in row.values()
-        )
-    text.detach()
+        out.write(f"{as_json(row)}\n".encode())
+
+
+def as_json(value: Any) -> str:
+    """A value as JSON, which has no numbers that are not finite: they are texts."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_spelled(value), ensure_ascii=False, default=str)
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spelled(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_spelled(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def flat_schema(schema: pa.Schema) -> pa.Schema:
+    """The same with text in place of what a plain cell cannot hold, such as lists."""
+    return pa.schema([field.with_type(pa.string()) if _is_no_cell(field.type) else field
+                      for field in schema])
+
+
+def in_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch in another schema, where columns that are text in it alone become JSON."""
+    return pa.record_batch([
+        pa.array([value if value is None else as_json(value) for value in column.to_pylist()],
+                 pa.string())
+        if _is_no_cell(column.type) and pa.types.is_string(field.type) else column.cast(field.type)
+        for column, field in zip(batch.columns, schema, strict=True)], schema)
+
+
+def _is_no_cell(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(type_) or pa.types.is_binary(type_)
+                or pa.types.is_interval(type_))
 
 
 def _parquet(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
@@ -86,7 +129,7 @@ def _table(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
 FORMATS: dict[str, Callable[[pa.RecordBatchReader, IO[bytes]], None]] = {
     "table": _table,
     "json": _json,
-    "csv": _csv,
+    "csv": write_csv,
     "parquet": _parquet,
     "arrow": _arrow,
 }
@@ -125,4 +168,5 @@ def shown(value: Any) -> str:
 
 def _rows(answer: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:
     for batch in answer:
-        yield from batch.to_pylist()
+        for first in range(0, len(batch), ROWS_AT_A_TIME):
+            yield from batch.slice(first, ROWS_AT_A_TIME).to_pylist()

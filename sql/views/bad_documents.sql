@@ -14,3 +14,7 @@ SELECT document_id, "row", model, text, label, problem
 FROM read_parquet('*/attention/*.parquet') AS a
 JOIN read_parquet('documents/*.parquet') AS d USING ("row")
 WHERE problem IS NOT NULL;
+
+COMMENT ON COLUMN bad_documents.model IS
+    'model that has no answer for it; null where the row of the dataset is to blame';
+COMMENT ON COLUMN bad_documents.reason IS 'why it was left out';

@@ -88,3 +88,29 @@ LEFT JOIN (
 ) USING (model), run_parameters,
     (SELECT coalesce(sum(n_alike - 1), 0)::BIGINT AS n_copies FROM tested_documents)
 ORDER BY accuracy DESC;
+
+COMMENT ON COLUMN model_summary.n_documents IS 'documents that the model has an answer for';
+COMMENT ON COLUMN model_summary.n_errors IS
+    'those of n_documents whose prediction is not the gold label';
+COMMENT ON COLUMN model_summary.accuracy IS 'share of n_documents that are correct';
+COMMENT ON COLUMN model_summary.mean_confidence IS 'mean confidence over n_documents';
+COMMENT ON COLUMN model_summary.mean_confidence_errors IS 'mean confidence over the errors';
+COMMENT ON COLUMN model_summary.mean_pieces IS 'mean number of pieces a document';
+COMMENT ON COLUMN model_summary.n_truncated IS 'documents that are longer than the model reads';
+COMMENT ON COLUMN model_summary.n_retried IS
+    'documents computed again in float32, for half precision failed';
+COMMENT ON COLUMN model_summary.n_failed IS 'documents without an answer: see bad_documents';
+COMMENT ON COLUMN model_summary.n_copies IS
+    'documents with the words and label of an earlier one: counted here, not tested';
+COMMENT ON COLUMN model_summary.n_words_tested IS 'distinct units that were tested';
+COMMENT ON COLUMN model_summary.n_over_attended IS 'distinct units in over_attended, by any score';
+COMMENT ON COLUMN model_summary.n_neglected IS 'distinct units in neglected, by any score';
+COMMENT ON COLUMN model_summary.n_under_attended IS
+    'distinct units in under_attended, by any score';
+COMMENT ON COLUMN model_summary.n_comparable_errors IS
+    'errors that stand in strata with correct documents, by the reference that leaves fewer';
+COMMENT ON COLUMN model_summary.detectable_rare IS
+    'median detectable_ratio of the rarest tested units';
+COMMENT ON COLUMN model_summary.detectable_ratio IS 'median detectable_ratio of all tested units';
+COMMENT ON COLUMN model_summary.note IS
+    'said where there is too little data to find anything, else null';

@@ -13,3 +13,6 @@ WHERE q <= p.max_q
   AND coalesce(mass_ratio, 'infinity') >= p.min_mass_ratio
   AND lift < 1
 ORDER BY model, score, kind DESC, rank;
+
+COMMENT ON COLUMN neglected.rank IS
+    'place within model, score and kind, from 1: the strongest z first';

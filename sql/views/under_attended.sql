@@ -13,3 +13,6 @@ WHERE q_under <= p.max_q
   AND consistency_under >= p.min_consistency
   AND mass_ratio * p.min_mass_ratio <= 1
 ORDER BY model, score, kind DESC, rank;
+
+COMMENT ON COLUMN under_attended.rank IS
+    'place within model, score and kind, from 1: the most negative z first';

@@ -40,3 +40,5 @@ SELECT
     coalesce(sum(COLUMNS(* EXCLUDE (model, "row", form, n_words))), 0)
 FROM word
 GROUP BY model, "row", form;
+
+COMMENT ON COLUMN word_mass.form IS 'the word: case-folded NFC spelling';

@@ -28,7 +28,7 @@ WITH ranked AS (
     FROM tested_words
 )
 SELECT
-    * EXCLUDE (n_tested, place, place_under, place_two_sided),
+    * EXCLUDE (n_tested, place, place_under, place_two_sided, n_all),
     least(1, min(p * n_tested / place) OVER (
         PARTITION BY model, score, kind ORDER BY place DESC
     )) AS q,
@@ -46,3 +46,67 @@ SELECT
         WHEN n_documents = n_all THEN 'in every document: its presence says nothing'
     END AS note
 FROM ranked, (SELECT count(*) AS n_all FROM tested_documents);
+
+COMMENT ON COLUMN word_statistics.score IS
+    'how attention became a number per word: a column of words';
+COMMENT ON COLUMN word_statistics.kind IS
+    'what is tested: word, or where asked for bigram or group';
+COMMENT ON COLUMN word_statistics.form IS
+    'the word, the two words side by side, or the name of the group';
+COMMENT ON COLUMN word_statistics.n_documents IS 'tested documents that hold it';
+COMMENT ON COLUMN word_statistics.n_errors IS 'those of n_documents that are errors of the model';
+COMMENT ON COLUMN word_statistics.mass_errors IS
+    'its mean share of the score over all errors, 0 where it is absent';
+COMMENT ON COLUMN word_statistics.mass_correct IS 'the same over all correct documents';
+COMMENT ON COLUMN word_statistics.mass_ratio IS
+    'mass_errors / mass_correct = presence_ratio x intensity_ratio; null: in errors alone';
+COMMENT ON COLUMN word_statistics.mass_ratio_low IS
+    'lower end of the 95 % bootstrap interval of mass_ratio';
+COMMENT ON COLUMN word_statistics.mass_ratio_high IS
+    'upper end of the 95 % bootstrap interval of mass_ratio';
+COMMENT ON COLUMN word_statistics.presence_ratio IS
+    'share of errors that hold it / share of correct documents that do';
+COMMENT ON COLUMN word_statistics.presence_ratio_low IS
+    'lower end of the 95 % bootstrap interval of presence_ratio';
+COMMENT ON COLUMN word_statistics.presence_ratio_high IS
+    'upper end of the 95 % bootstrap interval of presence_ratio';
+COMMENT ON COLUMN word_statistics.intensity_ratio IS
+    'mean share in errors that hold it / mean share in correct documents that do';
+COMMENT ON COLUMN word_statistics.intensity_ratio_low IS
+    'lower end of the 95 % bootstrap interval of intensity_ratio';
+COMMENT ON COLUMN word_statistics.intensity_ratio_high IS
+    'upper end of the 95 % bootstrap interval of intensity_ratio';
+COMMENT ON COLUMN word_statistics.adjusted_ratio IS
+    'mass in errors / what comparable documents let expect, by the reference that gives less';
+COMMENT ON COLUMN word_statistics.adjusted_ratio_low IS
+    'lower end of the 95 % bootstrap interval of adjusted_ratio';
+COMMENT ON COLUMN word_statistics.adjusted_ratio_high IS
+    'upper end of the 95 % bootstrap interval of adjusted_ratio';
+COMMENT ON COLUMN word_statistics.detectable_ratio IS
+    'adjusted ratio that would have been found with a probability of 80 %';
+COMMENT ON COLUMN word_statistics.lift IS
+    'mean share per place x words in the document: above 1 it is looked at more than others';
+COMMENT ON COLUMN word_statistics.z IS
+    'excess of mass in errors in standard deviations, by the reference that gives less';
+COMMENT ON COLUMN word_statistics.z_predicted IS 'z among documents of the same prediction';
+COMMENT ON COLUMN word_statistics.z_label IS 'z among documents of the same gold label';
+COMMENT ON COLUMN word_statistics.p IS
+    'one-sided p of more mass in errors, the larger of both references';
+COMMENT ON COLUMN word_statistics.p_under IS
+    'one-sided p of less mass in errors, the larger of both references';
+COMMENT ON COLUMN word_statistics.p_max_t IS
+    'p of more mass that holds for all units together (Westfall-Young), with --max-t';
+COMMENT ON COLUMN word_statistics.p_max_t_under IS
+    'p of less mass that holds for all units together, with --max-t';
+COMMENT ON COLUMN word_statistics.consistency IS
+    'share of bootstrap resamples with more mass in errors against both references';
+COMMENT ON COLUMN word_statistics.consistency_under IS
+    'share of bootstrap resamples with less mass in errors against both references';
+COMMENT ON COLUMN word_statistics.p_from IS
+    'moments where p is the tail of a Pearson III distribution, else permutations';
+COMMENT ON COLUMN word_statistics.p_two_sided IS 'twice the smaller of p and p_under, at most 1';
+COMMENT ON COLUMN word_statistics.q IS
+    'p corrected by Benjamini-Hochberg over the units of a model, score and kind';
+COMMENT ON COLUMN word_statistics.q_under IS 'p_under corrected in the same way';
+COMMENT ON COLUMN word_statistics.q_two_sided IS 'p_two_sided corrected in the same way';
+COMMENT ON COLUMN word_statistics.note IS 'what a figure needs to be understood, mostly null';

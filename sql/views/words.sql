@@ -29,3 +29,10 @@ SELECT
     (end_char - if(start_char >= second, second, 0))::INTEGER AS end_char,
     * EXCLUDE (model, document_id, position, form, second, start_char, end_char)
 FROM word;
+
+COMMENT ON COLUMN words.position IS
+    'place of the word in the document, from 0, on through both texts of a pair';
+COMMENT ON COLUMN words.form IS 'case-folded NFC spelling';
+COMMENT ON COLUMN words.segment IS '0 for words of text, 1 for those of text_pair';
+COMMENT ON COLUMN words.start_char IS 'its first character in its text, from 0';
+COMMENT ON COLUMN words.end_char IS 'the character behind its last';
