@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import pty
+import shutil
 import subprocess
 import sys
 
@@ -143,3 +146,64 @@ def test_extraction_needs_neither_duckdb_nor_polars_nor_datasets():
         "import clsight.extract"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_command_that_answers_can_answer_in_json(small_run, tmp_path):
+    run = small_run.folder
+    answers = {
+        "verify": ["verify", run], "query": ["query", run, "summary"],
+        "report": ["report", run, "-o", tmp_path / "r.html"],
+        "export": ["export", run, "predictions", "-o", tmp_path / "p.parquet"],
+        "heatmap": ["heatmap", run, "--model", "bert", "--document", "1", "-o", tmp_path / "h.svg"],
+        "status": ["status", run],
+    }
+    said = {}
+    for name, command in answers.items():
+        answer = clsight(*command, "--json", text=True)
+        assert answer.returncode == 0, answer.stderr
+        said[name] = json.loads(answer.stdout)
+    assert said["verify"] == {"run": str(run), "problems": []}
+    assert said["query"] == small_run.sql("summary").to_dicts()
+    assert said["report"] == {"file": str(tmp_path / "r.html"),
+                              "bytes": (tmp_path / "r.html").stat().st_size}
+    assert said["export"]["rows"] == 1200
+    assert said["heatmap"]["bytes"] == (tmp_path / "h.svg").stat().st_size
+    assert said["status"]["state"] == "complete"
+
+
+@pytest.mark.parametrize(("words", "expected"), [
+    (["query", "RUN", "over"], ["over_attended"]),
+    (["export", "RUN", "model_d"], ["model_differences"]),
+    (["heatmap", "RUN", "--model", "ro"], ["roberta"]),
+    (["heatmap", "nowhere", "--model", "ro"], []),
+    (["verify", "RUN", "--rep"], ["--repair"]),
+    (["rep"], ["report"]),
+])
+def test_a_shell_completes(small_run, words, expected):
+    """As the script asks that `clsight completion bash` prints."""
+    line = ["clsight", *(str(small_run.folder) if word == "RUN" else word for word in words)]
+    environment = {**os.environ, "COMP_WORDS": " ".join(line), "COMP_CWORD": str(len(line) - 1),
+                   "_CLSIGHT_COMPLETE": "bash_complete"}
+    answer = subprocess.run(
+        [sys.executable, "-c", "from clsight.cli import cli; cli(prog_name='clsight')"],
+        env=environment, capture_output=True, text=True, check=False)
+    assert [line.split(",")[1] for line in answer.stdout.split()] == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_of_the_shell(shell):
+    script = clsight("completion", shell, text=True).stdout
+    assert f"_CLSIGHT_COMPLETE={shell}_complete" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n", "-c", script], check=True)
+
+
+def test_what_comes_next_is_said_to_people_alone(small_run):
+    """A terminal is told; a program that reads stderr is not."""
+    command = [sys.executable, "-m", "clsight.cli", "status", str(small_run.folder)]
+    assert "next:" not in subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+    os.close(theirs)
+    assert "next: clsight query" in os.read(ours, 10_000).decode()
+    os.close(ours)

@@ -53,9 +53,9 @@ def ended(process):
 
 def main():
     faults = ctypes.CDLL(None)
-    from clsight import cli
+    from clsight.cli.running import import_engine
 
-    cli._import_engine()
+    import_engine()
     for name in ("pandas", "rich.progress", "clsight.build", "clsight.output", "clsight.screen"):
         import_module(name)
     with os.fdopen(int(sys.argv[1]), "w") as answers:

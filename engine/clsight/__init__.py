@@ -26,16 +26,19 @@ from typing import TYPE_CHECKING, Any
 from clsight.errors import ClsightError, UsageError
 
 if TYPE_CHECKING:
-    from clsight.pipeline import Run, run
-    from clsight.pipeline import open_run as open
+    from clsight.pipeline import run
+    from clsight.run_folder import Run
+    from clsight.run_folder import open_run as open
 
 __version__ = "0.1.0"
 __all__ = ["ClsightError", "Run", "UsageError", "open", "run"]
 
-_LAZY = {"Run": "Run", "open": "open_run", "run": "run"}
+_LAZY = {"Run": ("run_folder", "Run"), "open": ("run_folder", "open_run"),
+         "run": ("pipeline", "run")}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'clsight' has no attribute {name!r}")
-    return getattr(import_module("clsight.pipeline"), _LAZY[name])
+    module, public = _LAZY[name]
+    return getattr(import_module(f"clsight.{module}"), public)

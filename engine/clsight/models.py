@@ -5,9 +5,11 @@ with the reason before any work starts.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,21 +128,32 @@ def inspect(name: str, path: str, layers: str, seen_labels: list[int | str]) -> 
     Raises:
         UsageError: the checkpoint cannot be analysed, with the reason.
     """
-    folder = local_folder(path)
     config = checkpoints.configuration(path)
     if config.model_type in REFUSED:
         raise UsageError(f"{path} is a {config.model_type} model: {REFUSED[config.model_type]}")
     found = checkpoints.read(name, path)
     return ModelPlan(
         path=path,
-        sha256=file_sha256(sorted({*found.weights, *folder.glob("*.json"),
-                                   *folder.glob("*.txt")})),
+        sha256=_sha256(path, found.weights),
         model_type=config.model_type,
         labels=class_labels(name, config, seen_labels),
         n_heads=config.num_attention_heads,
         layers=chosen_layers(layers, found.depth),
         max_length=found.max_length,
     )
+
+
+def refuse_changed(plan: ModelPlan) -> None:
+    """Raise `UsageError` where a checkpoint's files are no more those that a run was made with."""
+    if _sha256(plan.path, checkpoints.read(plan.path, plan.path).weights) != plan.sha256:
+        raise UsageError(f"{plan.path} has changed since the run was made; put the checkpoint of "
+                         "then there, or make a new run")
+
+
+def _sha256(path: str, weights: Iterable[Path]) -> str:
+    """Of all files that determine what a checkpoint answers."""
+    folder = local_folder(path)
+    return file_sha256(sorted({*weights, *folder.glob("*.json"), *folder.glob("*.txt")}))
 
 
 def unavailable_scores(path: str) -> dict[str, str]:

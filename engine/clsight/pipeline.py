@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clsight import __version__, events, lock, memory, shards, tables
 from clsight import plan as plans
@@ -22,47 +21,14 @@ from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_
 from clsight.errors import ClsightError, UsageError, listed
 from clsight.events import event
 from clsight.plan import DatasetPlan, ModelPlan, Plan
+from clsight.run_folder import Run
 from clsight.statistics import Options
 
 if TYPE_CHECKING:
-    import polars
-
     from clsight.clock import Clock
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, documents done since the last call, documents in all)"""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, open for reading."""
-
-    folder: Path
-    plan: Plan
-
-    def sql(self, query: str, **parameters: Any) -> "polars.DataFrame":
-        """Answer a named query, a relation's name or a SELECT statement as a Polars frame.
-
-        >>> clsight.open("RUN").sql("examples", form="yet", model="roberta")  # doctest: +SKIP
-        """
-        import polars
-
-        from clsight import database
-
-        given = {name: str(value) for name, value in parameters.items()}
-        with database.connect(self.folder) as connection:
-            frame = polars.from_arrow(database.query(connection, query, given).read_all())
-        assert isinstance(frame, polars.DataFrame)
-        return frame
-
-
-def open_run(folder: str | Path) -> Run:
-    """Open a run folder.
-
-    Raises:
-        UsageError: it is not one.
-    """
-    return Run(Path(folder), plans.load(Path(folder)))
 
 
 def run(

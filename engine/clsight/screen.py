@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from clsight.clock import Clock
-    from clsight.pipeline import Run
+    from clsight.run_folder import Run
 
 
 def progress_bar() -> "Progress":

@@ -1,0 +1,5 @@
+"""`python -m clsight.cli` is `clsight`."""
+
+from clsight.cli import main
+
+main()

@@ -1,0 +1,82 @@
+"""What commands share: arguments, completion, and how they say things."""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clsight.errors import ClsightError, UsageError, printable
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+run_folder = click.argument("run", type=click.Path(path_type=Path))
+as_json = click.option("--json", "as_json", is_flag=True,
+                       help="The answer as JSON on stdout, for programs.")
+
+
+def example(*lines: str) -> str:
+    """The closing part of a command's help; click keeps its lines as they are."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
+    """The values of an option that is given as NAME=VALUE, any number of times.
+
+    Raises:
+        UsageError: one is of another form, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not equals or not key or key in found:
+            raise UsageError(f"{option} {item}: write NAME=VALUE, each name once")
+        found[key] = value
+    return found
+
+
+def names_of_questions(_: Any, __: Any, incomplete: str) -> list[str]:
+    """Completion: relations, queries and checks."""
+    from clsight.database import KINDS, sql_files
+
+    return sorted(name for kind in KINDS for name in sql_files(kind) if name.startswith(incomplete))
+
+
+def names_of_models(context: click.Context, _: Any, incomplete: str) -> list[str]:
+    """Completion: models of the run that stands before."""
+    from clsight import plan as plans
+
+    # An option without its value, as here, leaves arguments unread.
+    given = [context.params.get("run"), *context.args]
+    with suppress(ClsightError, StopIteration):
+        run = Path(next(one for one in given if one))
+        return [name for name in plans.load(run).models if name.startswith(incomplete)]
+    return []
+
+
+def say_json(value: Any) -> None:
+    """A value as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def hint(*commands_and_purposes: str) -> None:
+    """What may come next: commands, each followed by what it is for; for people alone."""
+    if not sys.stderr.isatty():
+        return
+    commands, purposes = commands_and_purposes[::2], commands_and_purposes[1::2]
+    width = max(map(len, commands))
+    for i, (command, purpose) in enumerate(zip(commands, purposes, strict=True)):
+        begin = "next: " if not i else "      "
+        click.echo(printable(f"{begin}{command:<{width}}  {purpose}"), err=True)
+
+
+def kept_of(run: Path) -> str:
+    """What of a run is kept, for somebody who stopped it."""
+    from clsight.status import kept
+
+    try:
+        return kept(run)
+    except (ClsightError, OSError):
+        return "what is complete is kept"
