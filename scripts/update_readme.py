@@ -265,13 +265,37 @@ def whole():
             f"{'; '.join(shares)}.")
 
 
+def pages():
+    """How soon a report shows something, what a server bears, and how fast tables are handed on."""
+    report, serve, export = (json.loads((RESULTS / f"{name}.json").read_text())
+                             for name in ("report", "serve", "export"))
+    first, least, most = report["first_chart_s"]
+    during = serve["memory_mib"]["during"]
+    rates = ", ".join(f"{names} {one['rows_per_second'] / 1e3:,.0f}"
+                      for names, one in export["targets"].items())
+    return "\n".join([table(["what", "measured"], [
+        [f"report of {report['documents']:,} documents, written in {report['seconds']:.0f} s",
+         f"{report['bytes'] / 1e6:.1f} MB; first chart in Chromium after {first:.1f} s "
+         f"({least:.1f} to {most:.1f})"],
+        [f"`serve`: {serve['requests']:,} requests by {serve['clients']} clients at once",
+         f"{serve['errors']} errors; {serve['requests_per_second']:,.0f} a second, p50 "
+         f"{serve['latency']['p50_ms']:,.0f} ms, p99 {serve['latency']['p99_ms']:,.0f} ms; memory "
+         f"{min(during):,} to {max(during):,} MiB"],
+        [f"`serve`: {serve['fuzz']['requests']:,} requests made up from its own description",
+         f"{serve['fuzz']['server_errors']} answered with 500 or above"],
+        [f"`export` of {export['rows']:,} words, twice, equal to the source",
+         f"thousand rows a second: {rates}"],
+    ]), "", measured_on(report["hardware"] | {"versions": report["versions"]})])
+
+
 def survival():
     """What became of runs that were disturbed."""
     result = json.loads((RESULTS / "survival.json").read_text())
     parts = {"kills": killed, "faults": faulty, "disks": full, "flips": damaged, "soak": soaked}
     rows = [row for part, told in parts.items() if part in result for row in told(result[part])]
-    return "\n".join([table(["what was done", "what came of it"], rows), "",
-                      measured_on(result["soak"] | {"versions": result["versions"]})])
+    cpus = ", ".join({result[part]["cpu"]: None for part in parts if part in result})
+    return "\n".join([table(["what was done", "what came of it"], rows), "", measured_on(
+        result["soak"] | {"cpu": cpus, "versions": result["versions"]})])
 
 
 def killed(result):
@@ -456,7 +480,7 @@ def main():
 
 TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction,
           "whole": whole, "kernels": kernels, "queries": queries,
-          "calibration": calibration, "survival": survival}
+          "calibration": calibration, "pages": pages, "survival": survival}
 
 
 if __name__ == "__main__":
