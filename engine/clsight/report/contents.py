@@ -22,12 +22,13 @@ WITH found AS (
     UNION ALL SELECT model, score, kind, form, 'under-attended' FROM under_attended
 )
 SELECT model, score, kind, form, coalesce(finding, 'tested') AS finding, n_documents, n_errors,
-    mass_ratio, presence_ratio, intensity_ratio, adjusted_ratio, adjusted_ratio_low,
-    adjusted_ratio_high, lift, z, p, q, consistency, w.note
+    mass_ratio, presence_ratio, intensity_ratio, lift, z, if(z < 0, q_under, q) AS q,
+    if(z < 0, consistency_under, consistency) AS consistency
 FROM word_statistics AS w LEFT JOIN found USING (model, score, kind, form)
 QUALIFY row_number() OVER (
     PARTITION BY model, score ORDER BY found.finding IS NULL, abs(z) DESC NULLS LAST, form) <= $most
-ORDER BY model, score, finding = 'tested', abs(z) DESC NULLS LAST, form
+ORDER BY model, score, list_position(['over-attended', 'neglected', 'under-attended'], finding)
+    NULLS LAST, abs(z) DESC NULLS LAST, form
 """
 _HABITS = """
 WITH over AS (

@@ -37,4 +37,11 @@ function rowsOf(table, by) {
 }
 
 const signed = (score) => /^(contribution|conservative)/.test(score);
-const shown = (x) => (x === null || x === undefined ? "∞" : Number(x.toPrecision(3)).toLocaleString("en"));
+
+// Counts in full, other numbers with three digits; a ratio without a value is one over nothing.
+function shown(x) {
+  if (x === null || x === undefined) return "∞";
+  if (Number.isInteger(x)) return x.toLocaleString("en");
+  if (Math.abs(x) < 0.001) return x.toExponential(1);
+  return x.toLocaleString("en", { maximumSignificantDigits: 3 });
+}
