@@ -12,6 +12,7 @@ import click
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from clsight.cli import cli
 from conftest import DEMO, demo_models
@@ -159,8 +160,8 @@ def test_every_command_that_answers_can_answer_in_json(small_run, tmp_path):
     }
     said = {}
     for name, command in answers.items():
-        answer = clsight(*command, "--json", text=True)
-        assert answer.returncode == 0, answer.stderr
+        answer = CliRunner().invoke(cli, [*map(str, command), "--json"])
+        assert answer.exit_code == 0, answer.stderr
         said[name] = json.loads(answer.stdout)
     assert said["verify"] == {"run": str(run), "problems": []}
     assert said["query"] == small_run.sql("summary").to_dicts()

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from clsight.cli import cli
 from clsight.report import documents
 from conftest import demo_models, real_reviews, shared
 from serving import serving
+from test_families import PAIRS, TEXTS, saved
 
 HOSTILE = [
     "<script>alert('text')</script> is a film", "a \"quoted\" 'film' & <b>bold</b> &amp; more",
@@ -152,7 +154,7 @@ def by_hand(run, model, outcome, label, predicted, word):
 
 def test_filters_are_those_of_the_database_and_of_a_loop(demo, small_run, browser):
     """The script of a report, the query of a server, and documents looked at one by one."""
-    sampled = FILTERS[::7]
+    sampled = FILTERS[::13]
     with opened(browser, demo) as page, database.connect(small_run.folder) as connection:
         for wanted in sampled:
             expected = by_hand(small_run, **wanted)
@@ -206,6 +208,8 @@ def test_a_word_anywhere_filters_everything(demo, browser):
         expect(page.locator("#count")).not_to_contain_text("with")
         page.locator("article .text span[data-word=the]").first.click()
         assert page.input_value("#word") == "the"
+        choose(page, word=" Matinee ")
+        assert page.input_value("#word") == "matinee"
         page.click("#clear")
         mark = page.locator("#c-words svg text", has_text="matinee").first
         mark.click(force=True)
@@ -318,6 +322,27 @@ def test_a_sample_holds_the_evidence_then_errors_and_says_so(small_run, browser,
         expect(page.locator("#sample")).to_contain_text(f"holds {len(held)} of 600 documents")
         choose(page, outcome="all")
         assert {*listed(page)} == held
+
+
+def test_both_texts_of_a_pair_are_there(tmp_path):
+    saved("bert", tmp_path / "model")
+    pq.write_table(pa.table({"a": TEXTS, "b": PAIRS, "label": [0, 1, 2, 0]}),
+                   tmp_path / "data.parquet")
+    run = pipeline.run(str(tmp_path / "data.parquet"), text="a", text_pair="b", label="label",
+                       models={"m": str(tmp_path / "model")}, output=tmp_path / "run",
+                       options=pipeline.Options(min_documents=2))
+    with database.connect(run.folder) as connection:
+        found = documents.browse(connection, run.plan)
+    assert found["total"] == 4
+    for one in found["documents"]:
+        i = int(one["id"])
+        assert "".join(one["parts"]) == f"{TEXTS[i]}\n{PAIRS[i]}"
+        forms = [one["forms"].get(place, word) for place, word in enumerate(one["parts"][1::2])]
+        words = run.sql(f"FROM words WHERE document_id = {i} ORDER BY position")
+        assert forms == words["form"].to_list()
+        shares = words["uniform"] / words["uniform"].max()
+        held = one["answers"]["m"]["scores"]["uniform"]
+        np.testing.assert_allclose(held, 100 * shares, atol=0.51)
 
 
 def test_long_documents_are_cut_and_say_so(tmp_path, browser):

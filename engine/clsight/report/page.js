@@ -1,6 +1,7 @@
 // Controls and what they change; the state is in the address too, so that a view can be sent.
 const CONTROLS = ["model", "score", "word", "outcome", "label", "predicted"];
-for (const name of CONTROLS) $(name).addEventListener("change", () => choose({ [name]: $(name).value.trim() }));
+const given = (name) => (name === "word" ? $(name).value.trim().normalize("NFC").toLowerCase() : $(name).value);
+for (const name of CONTROLS) $(name).addEventListener("change", () => choose({ [name]: given(name) }));
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 $("clear").addEventListener("click", () => choose({ word: "" }));
 $("more").addEventListener("click", () => list(true));
@@ -32,8 +33,7 @@ function told() {
 }
 
 function fromAddress() {
-  const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  for (const [name, value] of Object.entries(given)) {
+  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
     const options = [...($(name)?.options ?? [])].map((option) => option.value);
     if (CONTROLS.includes(name) && (name === "word" || options.includes(value))) chosen[name] = value;
   }
