@@ -29,8 +29,9 @@ def write(run, output):
     from clsight import report
 
     started = time.perf_counter()
-    size = report.write(run, output)
-    return {"seconds": time.perf_counter() - started, "bytes": size, "peak_mib": peak_mib()}
+    report.write(run, output)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "bytes": output.stat().st_size, "peak_mib": peak_mib()}
 
 
 def opened(browser, address, width, scheme):

@@ -13,8 +13,7 @@ SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 FINDINGS = {"over-attended": ("#D55E00", "triangle-up"), "neglected": ("#0072B2", "square"),
             "under-attended": ("#009E73", "diamond"), "tested": ("#8a8a8a", "circle")}
 """What a word can be found to be: colour and shape, so that neither alone must tell."""
-WIDE: Any = "container"
-FITTED: Any = {"autosize": {"type": "fit-x", "contains": "padding"}, "width": WIDE}
+FITTED: Any = {"autosize": {"type": "fit-x", "contains": "padding"}, "width": "container"}
 
 Rows = Any
 """A Polars frame, or `altair.NamedData`."""

@@ -54,12 +54,20 @@ def write_json_lines(answer: pa.RecordBatchReader, out: IO[bytes]) -> None:
         out.write(f"{as_json(row)}\n".encode())
 
 
-def as_json(value: Any) -> str:
-    """A value as JSON, which has no numbers that are not finite: they are texts."""
+def as_json(value: Any, **layout: Any) -> str:
+    """A value as JSON, which has no numbers that are not finite: they are texts.
+
+    `layout` is what `json.dumps` has for that.
+    """
     try:
-        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False, **layout)
     except ValueError:
-        return json.dumps(_spelled(value), ensure_ascii=False, default=str)
+        return json.dumps(_spelled(value), ensure_ascii=False, default=str, **layout)
+
+
+def compact_json(value: Any) -> str:
+    """The same without spaces, for what is sent."""
+    return as_json(value, separators=(",", ":"))
 
 
 def _spelled(value: Any) -> Any:

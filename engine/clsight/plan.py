@@ -101,6 +101,11 @@ class Plan:
         """Arrow type of `label` and `predicted`."""
         return _ARROW[self.dataset.label_type]
 
+    @property
+    def labels(self) -> list[int | str]:
+        """Labels of all models, each once, in the models' order."""
+        return [*dict.fromkeys(label for model in self.models.values() for label in model.labels)]
+
     def shard_names(self) -> list[str]:
         """File names of all shards, in order of their documents."""
         return [shards.name(shard) for shard in range(self.n_shards)]

@@ -1,6 +1,5 @@
 """What commands share: arguments, completion, and how they say things."""
 
-import json
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -58,7 +57,9 @@ def names_of_models(context: click.Context, _: Any, incomplete: str) -> list[str
 
 def say_json(value: Any) -> None:
     """A value as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    from clsight.output import as_json
+
+    click.echo(as_json(value, indent=2))
 
 
 def hint(*commands_and_purposes: str) -> None:

@@ -1,36 +1,35 @@
 """The dashboard of a run: one HTML page that needs nothing else, as a file or from a server."""
 
 from functools import cache
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import duckdb
 
-from clsight import charts, database, shards
+from clsight import __version__, charts, database, shards
 from clsight import plan as plans
+from clsight.document_view import template
 from clsight.errors import ClsightError
+from clsight.output import compact_json
 from clsight.plan import Plan
 from clsight.report.contents import contents, summary
-from clsight.report.documents import as_json
 
 MOST_FINDINGS = 20
 """Findings of a model that are spelled out; the others are in the table of words."""
 SCRIPTS = ("state.js", "charts.js", "words.js", "documents.js", "page.js")
 
 
-def write(run: Path, output: Path) -> int:
-    """Write the report of a run, one HTML file that works offline; returns its size in bytes.
+def write(run: Path, output: Path) -> None:
+    """Write the report of a run, one HTML file that works offline.
 
     Raises:
         UsageError: the run is not complete.
     """
     text = page(run)
-    output.parent.mkdir(parents=True, exist_ok=True)
     with shards.replaced(output) as path:
         path.write_text(text, encoding="utf-8")
-    return output.stat().st_size
 
 
 def page(run: Path, live: bool = False) -> str:
@@ -40,11 +39,6 @@ def page(run: Path, live: bool = False) -> str:
         UsageError: the run is not complete.
         ClsightError: it was made by an older version.
     """
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("clsight.report", "."), autoescape=True,
-                              trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(ratio=_ratio, data=_data, code=_code)
     plan = plans.load(run)
     try:
         with database.connect(run) as connection:
@@ -52,18 +46,17 @@ def page(run: Path, live: bool = False) -> str:
     except duckdb.CatalogException as error:
         raise ClsightError(f"{run} was made by an older version, which lacks what is shown here; "
                            "the same clsight run again makes its relations anew") from error
-    html: str = environment.get_template("page.html.jinja").render(
+    html: str = template("report/page").render(
         run=run.resolve().name, dataset=Path(plan.dataset.path).name, plan=plan, held=held, **said,
         most_findings=MOST_FINDINGS, specs=_specs(plan), own=[_own(name) for name in SCRIPTS],
-        style=_own("page.css"), libraries=_libraries(), version=version("clsight"),
+        style=_own("page.css"), libraries=_libraries(), version=__version__, ratio=_ratio,
+        data=_data, code=_code,
     )
     return html
 
 
 def _specs(plan: Plan) -> dict[str, Any]:
     """Charts by the table that their rows come from, without rows."""
-    import altair as alt
-
     rows, models, scores = alt.NamedData("rows"), [*plan.models], [*plan.scores]
     drawn = {
         "calibration": charts.calibration(rows, models), "confusion": charts.confusion(rows),
@@ -87,8 +80,6 @@ def _libraries() -> dict[str, str]:
 
 def _vegalite() -> str:
     """The newest Vega-Lite of the bundle that Altair's charts are written for."""
-    import altair as alt
-
     major, minor, *_ = alt.SCHEMA_VERSION.removeprefix("v").split(".")
     return f"{major}.{minor}"
 
@@ -101,7 +92,7 @@ def _data(value: Any) -> str:
     """A value as JSON that cannot end the script element around it, whatever texts hold."""
     from markupsafe import Markup
 
-    return Markup(as_json(value).replace("<", "\\u003c"))
+    return Markup(compact_json(value).replace("<", "\\u003c"))
 
 
 def _code(text: str) -> str:

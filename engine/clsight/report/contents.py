@@ -5,6 +5,9 @@ from typing import Any
 import duckdb
 import polars as pl
 
+from clsight import tables
+from clsight.database import sql_files
+from clsight.document_view import SIGNED
 from clsight.plan import Plan
 from clsight.report.documents import sample
 
@@ -84,6 +87,14 @@ SELECT model, label::VARCHAR AS label, predicted::VARCHAR AS predicted, n_docume
 FROM confusion
 WHERE label::VARCHAR IN (FROM worst) AND predicted::VARCHAR IN (FROM worst)
 """
+_FINDINGS = """
+SELECT f.*, w.consistency
+FROM ({findings}
+) AS f
+JOIN word_statistics AS w
+    ON w.score = f.found_by[1] AND (w.model, w.kind, w.form) = (f.model, f.kind, f.form)
+ORDER BY f.model, f.finding DESC, w.z DESC, f.form
+"""
 _CALIBRATION_ERROR = """
 SELECT model, sum(n_documents * abs(accuracy - confidence)) / sum(n_documents) AS error
 FROM calibration GROUP BY model
@@ -105,8 +116,9 @@ def contents(
     n_bad = _value(connection, "SELECT count(DISTINCT \"row\") FROM bad_documents "
                                "WHERE model IS NULL")
     return {
-        "models": [*plan.models], "scores": [*plan.scores], "labels": _labels(plan),
-        "target": plan.target, "live": live,
+        "models": [*plan.models], "scores": [*plan.scores],
+        "signed": [score for score in plan.scores if tables.base(score) in SIGNED],
+        "labels": [*map(str, plan.labels)], "live": live,
         "n_documents": (plan.n_rows or 0) - n_bad, "n_bad": n_bad,
         "tables": {name: columns(table(connection, plan, name)) for name in TABLES},
         "documents": [] if live else sample(connection, plan),
@@ -124,22 +136,8 @@ def summary(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
     """What a page says in words: how each model does, and what stands out in its errors."""
     models = _frame(connection, "FROM model_summary").join(
         _frame(connection, _CALIBRATION_ERROR), on="model", how="left")
-    return {"models": models.to_dicts(),
-            "findings": _frame(connection, (
-                "SELECT f.*, p.max_q FROM (" + _FINDINGS + ") AS f, run_parameters AS p"
-            )).to_dicts()}
-
-
-_FINDINGS = """
-SELECT model, finding, kind, form, list(score::VARCHAR ORDER BY z DESC) AS found_by,
-    arg_max(n_documents, z) AS n_documents, arg_max(n_errors, z) AS n_errors,
-    arg_max(mass_ratio, z) AS mass_ratio, arg_max(presence_ratio, z) AS presence,
-    arg_max(intensity_ratio, z) AS intensity, arg_max(lift, z) AS lift,
-    arg_max(q, z) AS q, arg_max(consistency, z) AS consistency, max(z) AS z
-FROM (SELECT 'over-attended' AS finding, * EXCLUDE (rank) FROM over_attended
-      UNION ALL BY NAME SELECT 'neglected' AS finding, * EXCLUDE (rank) FROM neglected)
-GROUP BY model, finding, kind, form ORDER BY model, finding DESC, z DESC, form
-"""
+    findings = _FINDINGS.format(findings=sql_files("queries")["findings"].rstrip().rstrip(";"))
+    return {"models": models.to_dicts(), "findings": _frame(connection, findings).to_dicts()}
 
 
 def columns(frame: pl.DataFrame) -> dict[str, list[Any]]:
@@ -147,11 +145,6 @@ def columns(frame: pl.DataFrame) -> dict[str, list[Any]]:
     real = pl.selectors.float()
     rounded = frame.with_columns(pl.when(real.is_finite()).then(real).round_sig_figs(4))
     return {name: rounded[name].to_list() for name in rounded.columns}
-
-
-def _labels(plan: Plan) -> list[str]:
-    """All labels that documents or predictions may have, as text, in the models' order."""
-    return [*dict.fromkeys(str(label) for model in plan.models.values() for label in model.labels)]
 
 
 def _frame(connection: duckdb.DuckDBPyConnection, sql: str, **values: Any) -> pl.DataFrame:

@@ -3,7 +3,6 @@
 The same shape comes from a report, which holds a sample, and from a server, which has them all.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from clsight.document_view import shades
+from clsight.output import compact_json
 from clsight.plan import Plan
 
 MOST_WORDS = 400
@@ -140,11 +141,6 @@ def _document(stored: dict[str, Any]) -> dict[str, Any]:
             "n_words": n_words, "answers": {}}
 
 
-def as_json(value: Any) -> str:
-    """JSON without spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
 def hundredths(scores: list[float]) -> list[int]:
     """Scores of a document's words in hundredths of the largest absolute one.
 
@@ -152,9 +148,8 @@ def hundredths(scores: list[float]) -> list[int]:
     [100, -20, 0]
     """
     values = np.nan_to_num(np.array(scores, float))
-    most = np.abs(values).max(initial=0)
-    shares: list[int] = np.rint(100 * values / (most or 1)).astype(int).tolist()
-    return shares
+    rounded: list[int] = np.rint(100 * shades(values)).astype(int).tolist()
+    return rounded
 
 
 def sample(
@@ -200,7 +195,7 @@ def _take(
     # Each time all shards are looked through, however few the documents are.
     while new := [*dict.fromkeys(islice(ahead, 1000))]:
         for row, document in zip(new, read(connection, plan, new), strict=True):
-            spent += len(as_json(document).encode())
+            spent += len(compact_json(document).encode())
             if spent > budget:
                 return spent
             chosen[row] = document

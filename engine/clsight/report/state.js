@@ -36,7 +36,7 @@ function rowsOf(table, by) {
   return rows;
 }
 
-const signed = (score) => /^(contribution|conservative)/.test(score);
+const signed = (score) => held.signed.includes(score);
 
 // Counts in full, other numbers with three digits; a ratio without a value is one over nothing.
 function shown(x) {

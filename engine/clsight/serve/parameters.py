@@ -81,11 +81,6 @@ def choice(values: Iterable[Any]) -> Kind:
     return Literal[tuple(dict.fromkeys(map(str, values)))]
 
 
-def labels(plan: Plan) -> list[int | str]:
-    """The labels of all models."""
-    return list(dict.fromkeys(label for made in plan.models.values() for label in made.labels))
-
-
 def as_text(value: Any) -> str:
     """A value as the SQL's parameters take it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -95,6 +90,6 @@ _CHOICES: dict[str, Callable[[Plan], list[Any]]] = {
     "model": lambda plan: list(plan.models),
     "other": lambda plan: list(plan.models),
     "score": lambda plan: list(plan.scores),
-    "label": labels,
-    "predicted": labels,
+    "label": lambda plan: plan.labels,
+    "predicted": lambda plan: plan.labels,
 }

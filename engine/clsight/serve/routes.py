@@ -93,7 +93,7 @@ def _add_unknown(app: FastAPI, kind: str, names: list[str]) -> None:
 def _add_browse(app: FastAPI, opened: Opened) -> None:
     """The documents that the dashboard shows."""
     plan = opened.plan
-    label, model = (parameters.choice(values) for values in (parameters.labels(plan), plan.models))
+    label, model = (parameters.choice(values) for values in (plan.labels, plan.models))
     filters = parameters.model("browse", {
         "model": (model | None, None, "whose errors and predictions count; else any model's"),
         "form": (parameters.Text | None, None, "a word that documents hold, or two side by side"),
