@@ -138,7 +138,8 @@ def conservative(model, start, gates, inputs, target=None):
 @contextmanager
 def held():
     """Functions whose scaling part is detached, in the place of torch's own."""
-    tanh, gelu, softmax, rsqrt = torch.tanh, functional.gelu, functional.softmax, torch.rsqrt
+    tanh, gelu, softmax = torch.tanh, functional.gelu, functional.softmax
+    rsqrt, sqrt = torch.rsqrt, torch.sqrt
     gelu_module, new_gelu = GELUActivation.forward, NewGELUActivation.forward
 
     def layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
@@ -161,6 +162,7 @@ def held():
         mock.patch.object(torch, "tanh", constant_ratio(tanh)),
         mock.patch.object(functional, "softmax", lambda *a, **k: softmax(*a, **k).detach()),
         mock.patch.object(torch, "rsqrt", lambda x: rsqrt(x).detach()),
+        mock.patch.object(torch, "sqrt", lambda x: sqrt(x).detach()),
     ):
         yield
 

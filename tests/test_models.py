@@ -347,11 +347,12 @@ def test_one_logit_stands_for_two_classes_which_must_be_numbered(checkpoint):
             seen=("bad", "good"))
 
 
-def test_activations_without_a_conserving_rule_make_conservative_unavailable(checkpoint):
+def test_activations_without_a_rule_make_the_scores_that_need_one_unavailable(checkpoint):
     assert unavailable_scores(str(checkpoint)) == {}
     reconfigure(checkpoint, hidden_act="mish")
     assert unavailable_scores(str(checkpoint)) == {
-        "conservative": "it has no rule for the activation mish"
+        "conservative": "it has no rule for the activation mish",
+        "deeplift": "it has no rule for the activation mish",
     }
 
 

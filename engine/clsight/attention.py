@@ -17,6 +17,7 @@ of all queries is made in blocks of documents and heads, and never kept.
     rollout       row of the product of (mean_h A + 1) / 2 over layers (Abnar and Zuidema 2020)  1+
     relevance     row of the product of 1 + mean_h (dm/dA * A)^+ (Chefer et al. 2021)        2+
     conservative  x[j] . dm/dx[j] at the embeddings, by the rule of `rules` (Ali et al. 2022)  2+
+    deeplift      (x[j] - x0[j]) . M[j], x0 with all words masked: adds up to m(x) - m(x0)     2+
 
 Where a head reads the mean over pieces instead of [CLS], rows are means over queries, and a
 contribution is summed over queries: what the head reads, either way.
@@ -40,7 +41,8 @@ from clsight.errors import ClsightError
 from clsight.heads import Groups, Heads, of_varied_lengths
 from clsight.models import IMPLEMENTATION, Classifier
 from clsight.prepacked import prepack
-from clsight.rules import Rules
+from clsight.references import Counterparts, References
+from clsight.rules import Rules, softmax_difference
 
 ROUNDED = 128
 """Batches are filled up to a multiple of so many pieces, which belong to no document, and so are
@@ -55,7 +57,8 @@ class Wanted:
     layers: tuple[int, ...]
     """Layers whose rows are kept, ascending."""
     scores: tuple[str, ...] = ("contribution",)
-    """Piece scores: norm, contribution, contribution_N, rollout, relevance, conservative."""
+    """Piece scores: norm, contribution, contribution_N, rollout, relevance, conservative, deeplift.
+    """
 
     @property
     def contribution_layers(self) -> tuple[int, ...]:
@@ -64,9 +67,14 @@ class Wanted:
         return tuple(layer for layer in named if layer is not None)
 
     @property
+    def references(self) -> bool:
+        """Whether each document's reference goes through the model as well."""
+        return "deeplift" in self.scores
+
+    @property
     def graph_from(self) -> int | None:
         """The first layer that a backward passes through; None where the last z is enough."""
-        if {"relevance", "conservative"} & {*self.scores}:
+        if {"relevance", "conservative", "deeplift"} & {*self.scores}:
             return 0
         return min(self.contribution_layers, default=None)
 
@@ -96,6 +104,8 @@ class Passage:
     wanted: Wanted
     cls: Tensor
     """[n] index of each document's [CLS] piece."""
+    counterparts: Counterparts | None = None
+    """Where the references lie, if any do."""
     starts: Tensor | None = None
     """See `Heads.starts`."""
     clock: Clock = field(default_factory=Clock)
@@ -171,6 +181,8 @@ class Passage:
         self, heads: Heads, layer: int, q: Tensor, k: Tensor, v: Tensor, grad: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Gradients of q, k, v by the rule of the hour; picks up scores on the way."""
+        if self.rules.rule == "difference":
+            return self._difference(heads, q, k, v, grad)
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
         grad, single = grad.transpose(0, 1), q.shape[1] != k.shape[1]
         contribution = torch.zeros(k.shape[:2], dtype=torch.float32, device=k.device)
@@ -179,7 +191,7 @@ class Passage:
             weights = heads.weights(block, q, k)
             upward = block.queries(grad, single).float()
             block.pieces(dv).copy_(weights.transpose(2, 3) @ upward)
-            if self.rules.conserving:
+            if self.rules.rule == "conserving":
                 continue
             shares = weights * (upward @ block.pieces(v).float().transpose(2, 3))
             read = shares[:, :, :1] if self.only_cls else shares
@@ -187,11 +199,35 @@ class Passage:
             if above is not None:
                 block.add(passed, above, shares, single, len(k))
             heads.softmax_backward(block, weights, shares, q, k, dq, dk)
-        if self.rules.conserving:
+        if self.rules.rule == "conserving":
             return None, None, dv
         self.scores[f"contribution_{layer}"] = contribution
         if above is not None:
             self.scores["relevance"] = above + passed
+        return dq, dk, dv
+
+    def _difference(
+        self, heads: Heads, q: Tensor, k: Tensor, v: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Multipliers of q, k, v; what is multiplied by another counts with the mean of both ends.
+        """
+        assert self.counterparts is not None
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        grad, single = grad.transpose(0, 1), q.shape[1] != k.shape[1]
+        for block in heads.blocks(len(k)):
+            if block.document >= self.counterparts.n_documents:
+                break
+            other, upward = self.counterparts, block.queries(grad, single).float()
+            ours = [block.queries(q, single), block.pieces(k), block.pieces(v)]
+            theirs = [other.queries_of(block, q, single), other.pieces_of(block, k),
+                      other.pieces_of(block, v)]
+            ours, theirs = ([x.float() for x in three] for three in (ours, theirs))
+            a, a0 = heads.softmax(*ours[:2]), heads.softmax(*theirs[:2])
+            q_mean, k_mean, v_mean = ((x + x0) / 2 for x, x0 in zip(ours, theirs, strict=True))
+            block.pieces(dv).copy_(((a + a0) / 2).transpose(2, 3) @ upward)
+            scores = softmax_difference(upward @ v_mean.transpose(2, 3), a, a0) * heads.scaling
+            block.queries(dq, single).copy_(scores @ k_mean)
+            block.pieces(dk).copy_(scores.transpose(2, 3) @ q_mean)
         return dq, dk, dv
 
     def _relevance_above(self, layer: int) -> Tensor | None:
@@ -257,6 +293,7 @@ AttentionInterface.register(IMPLEMENTATION, attend)
 def forward(
     classifier: Classifier, ids: Tensor, positions: Tensor, groups: Groups, wanted: Wanted,
     segments: Tensor | None = None, target: Tensor | None = None, clock: Clock | None = None,
+    references: References | None = None,
 ) -> Attended:
     """Run a packed batch through a classifier that `prepare` made ready.
 
@@ -269,42 +306,66 @@ def forward(
         segments: [T] token types; None for 0.
         target: [n] the class whose margin is explained; None for the predicted one.
         clock: counts the time of rows and backward passes apart.
+        references: of the batch's documents, as tensors on the model's device; for `deeplift`.
 
     Raises:
         ClsightError: the model does not call its attention function, or masks it.
     """
-    n, clock = len(ids), clock or Clock()
-    filling = -n % ROUNDED
-    cls = torch.cat([first + length * torch.arange(documents, device=ids.device)
+    n_documents, n_pieces = sum(n for _, n, _ in groups), len(ids)
+    segments = torch.zeros_like(ids) if segments is None else segments
+    inputs = {"input_ids": ids, "position_ids": positions, "token_type_ids": segments}
+    counterparts = None
+    if references is not None:
+        n_filled = _filled(n_pieces + len(references.ids))
+        counterparts = Counterparts.of(groups, references, n_filled)
+        inputs, groups = references.behind(inputs, groups)
+    passage = _passage(classifier, groups, wanted, counterparts, clock or Clock(), ids.device)
+    logits = _logits(passage, inputs)[:n_documents]
+    with passage.clock.stage("backward"):
+        margin = margins(logits, target)
+        _last_layer_scores(passage, margin)
+        _all_layer_scores(passage, margin)
+    scores = {name: passage.scores[name][:, :n_pieces].float() for name in wanted.scores}
+    rows = [passage.rows[layer][:, :n_pieces] for layer in wanted.layers]
+    # The graph holds the passage: with the graph's end in it, neither would ever be freed.
+    passage.z = passage.hidden = None
+    return Attended(logits.detach(), torch.stack(rows) if rows else logits.new_empty(0), scores)
+
+
+def _filled(n_pieces: int) -> int:
+    return -(-n_pieces // ROUNDED) * ROUNDED
+
+
+def _passage(
+    classifier: Classifier, groups: Groups, wanted: Wanted, counterparts: Counterparts | None,
+    clock: Clock, device: torch.device,
+) -> Passage:
+    cls = torch.cat([first + length * torch.arange(documents, device=device)
                      for first, documents, length in groups])
-    varied = of_varied_lengths(classifier.dtype, ids.device)
-    starts = functional.pad(cls, (0, 1), value=n).int() if varied else None
-    passage = Passage(classifier, groups, wanted, cls, starts, clock)
-    inputs = {"token_type_ids": torch.zeros_like(ids) if segments is None else segments,
-              "position_ids": positions + classifier.first_position, "input_ids": ids}
-    inputs = {name: functional.pad(x, (0, filling))[None] for name, x in inputs.items()}
-    before = clock.operations
+    first, documents, length = groups[-1]
+    varied = of_varied_lengths(classifier.dtype, device)
+    starts = functional.pad(cls, (0, 1), value=first + documents * length).int()
+    return Passage(classifier, groups, wanted, cls, counterparts, starts if varied else None, clock)
+
+
+def _logits(passage: Passage, inputs: dict[str, Tensor]) -> Tensor:
+    """[n, classes] of the batch, which is filled up first; the passage has seen all on the way."""
+    classifier, clock = passage.classifier, passage.clock
+    n_pieces, before = len(inputs["input_ids"]), clock.operations
+    filling = _filled(n_pieces) - n_pieces
+    inputs["position_ids"] = inputs["position_ids"] + classifier.first_position
+    taken = {name: functional.pad(inputs[name], (0, filling))[None]
+             for name in ("input_ids", *classifier.inputs)}
     with _through(passage):
         try:
-            taken = ("input_ids", *classifier.inputs)
-            classifier.model.base_model(
-                passage=passage, **{name: inputs[name] for name in taken}
-            )
+            classifier.model.base_model(passage=passage, **taken)
         except _AtLastLayer:
             logits = _head(passage)
         else:
             raise ClsightError(f"{type(classifier.model).__name__} did not call its attention "
                                "function, so there are no rows to read")
-    clock.operations -= (clock.operations - before) * filling / (n + filling)
-    with clock.stage("backward"):
-        margin = margins(logits, target)
-        _last_layer_scores(passage, margin)
-        _all_layer_scores(passage, margin)
-    scores = {name: passage.scores[name][:, :n].float() for name in wanted.scores}
-    rows = [passage.rows[layer][:, :n] for layer in wanted.layers]
-    # The graph holds the passage: with the graph's end in it, neither would ever be freed.
-    passage.z = passage.hidden = None
-    return Attended(logits.detach(), torch.stack(rows) if rows else logits.new_empty(0), scores)
+    clock.operations -= (clock.operations - before) * filling / (n_pieces + filling)
+    return logits
 
 
 def margins(logits: Tensor, target: Tensor | None) -> Tensor:
@@ -368,17 +429,23 @@ def _last_layer_scores(passage: Passage, margin: Tensor) -> None:
 
 
 def _all_layer_scores(passage: Passage, margin: Tensor) -> None:
-    """What a backward through the layers gives: the gradient first, then the conserving rule."""
+    """What a backward through the layers gives, one for each rule that is asked for."""
     wanted, leaf = passage.wanted, passage.leaf
     if leaf is None:
         return
-    conservative = "conservative" in wanted.scores
     if "relevance" in wanted.scores or wanted.contribution_layers:
-        torch.autograd.grad(margin.sum(), leaf, retain_graph=conservative)
-    if conservative:
-        passage.rules.conserving = True
-        (grad,) = torch.autograd.grad(margin.sum(), leaf)
-        passage.scores["conservative"] = (leaf.detach().float() * grad.float()).sum(-1)
+        torch.autograd.grad(margin.sum(), leaf, retain_graph=True)
+    entered = leaf.detach().float()
+    if "conservative" in wanted.scores:
+        passage.rules.rule = "conserving"
+        (grad,) = torch.autograd.grad(margin.sum(), leaf, retain_graph=True)
+        passage.scores["conservative"] = (entered * grad.float()).sum(-1)
+    if "deeplift" in wanted.scores:
+        assert passage.counterparts is not None
+        passage.rules.rule = "difference"
+        (multipliers,) = torch.autograd.grad(margin.sum(), leaf)
+        step = entered - passage.counterparts(entered)()
+        passage.scores["deeplift"] = (step * multipliers.float()).sum(-1)
 
 
 def prepare(classifier: Classifier) -> Classifier:
@@ -435,6 +502,7 @@ def _through(passage: Passage) -> Iterator[None]:
     with ExitStack() as stack:
         if wanted.graph_from is not None:
             passage.rules.gated = classifier.family.gated
+            passage.rules.counterpart = passage.counterparts
             stack.enter_context(passage.rules)
         for layer in {classifier.layers[i] for i in watched}:
             stack.callback(layer.register_forward_pre_hook(enter).remove)

@@ -34,9 +34,10 @@ MEANING = {
     "rollout": "the attention that leads from [CLS] to it through all layers",
     "relevance": "the same through all layers, weighted with the gradient",
     "conservative": "what it gives to the margin through the whole model, in logits",
+    "deeplift": "what it makes of the margin, against a text of masked words, in logits",
 }
 """What a score says of a word."""
-SIGNED = ("contribution", "conservative")
+SIGNED = ("contribution", "conservative", "deeplift")
 """Scores that are below 0 for words that push away from the class."""
 POSITIVE, NEGATIVE = "0,114,178", "213,94,0"
 """Blue and vermilion of Okabe and Ito: told apart with every kind of colour vision."""

@@ -37,6 +37,7 @@ from clsight.events import event
 from clsight.models import Classifier, NotEnoughMemoryError, is_out_of_memory
 from clsight.plan import ModelPlan, Plan
 from clsight.prepacked import Prepacked
+from clsight.references import References, mask_piece, references
 from clsight.results import (
     Reasons,
     Result,
@@ -236,8 +237,19 @@ class Extractor:
                 self._on_device(pieces.segments[index]),
                 None if target is None else self._on_device(target[batch.documents]),
                 self.clock,
+                self._references(pieces, index, batch) if self.wanted.references else None,
             )
             return leave(attended, batch, self.half, self.stream)
+
+    def _references(self, pieces: Pieces, index: Integers, batch: Batch) -> References:
+        """The batch's references, on the device."""
+        mask = mask_piece(self.classifier.tokenizer)
+        assert mask is not None
+        special = pieces.start[index] == pieces.end[index]
+        given = references(pieces.ids[index], pieces.segments[index], special, batch.groups, mask)
+        put = self._on_device
+        return dataclasses.replace(given, ids=put(given.ids), segments=put(given.segments),
+                                   positions=put(given.positions), of=put(given.of))
 
     def _on_device(self, values: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         host = torch.from_numpy(values.astype(np.int64))

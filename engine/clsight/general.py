@@ -7,7 +7,8 @@ it all scores that need no value vectors. Exact, but each layer's matrices are i
 of documents, and contributions cost a backward: some 2 to 4 times the fast path.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from inspect import signature
@@ -22,16 +23,18 @@ from clsight.clock import Clock
 from clsight.errors import ClsightError
 from clsight.heads import BLOCK, Groups
 from clsight.models import Classifier, two_classes
-from clsight.rules import SOFTMAX, Rules, fused_gelus
+from clsight.references import References
+from clsight.rules import SOFTMAX, Counterpart, Rules, fused_gelus
 
 
 class Softmaxes(Rules):
     """While active, keeps every softmax of a forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, counterpart: Counterpart | None = None) -> None:
         """Nothing is kept yet."""
         super().__init__()
         self.seen: list[Tensor] = []
+        self.counterpart = counterpart
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -41,6 +44,27 @@ class Softmaxes(Rules):
         if func in SOFTMAX:
             self.seen.append(output)
         return output
+
+
+class InOrder:
+    """What operations see in a pass over references, found again in the pass over documents.
+
+    A model does the same to both, in the same order and shapes, whatever these are.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is seen yet."""
+        self._seen: deque[Tensor] = deque()
+
+    def keep(self, x: Tensor) -> Callable[[], Tensor]:
+        """The counterpart in the first pass."""
+        self._seen.append(x.detach())
+        return x.detach
+
+    def find(self, x: Tensor) -> Callable[[], Tensor]:
+        """The counterpart in the second pass."""
+        del x
+        return self._seen.popleft().detach
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,7 @@ class Answer:
 def forward(
     classifier: Classifier, ids: Tensor, positions: Tensor, groups: Groups, wanted: Wanted,
     segments: Tensor | None = None, target: Tensor | None = None, clock: Clock | None = None,
+    references: References | None = None,
 ) -> Attended:
     """Run a batch; the same arguments and result as `attention.forward`.
 
@@ -69,11 +94,16 @@ def forward(
     del positions, clock  # the model counts positions itself, and its passes are not told apart
     parts: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     for pieces, documents, length in _chunks(groups, classifier):
-        some = slice(pieces.start, pieces.stop)
-        types = None if segments is None else segments[some].view(-1, length)
-        answer = ask(classifier, ids[some].view(-1, length), types)
+        types = None if segments is None else segments[pieces].view(-1, length)
+        seen, entered = InOrder(), None
+        if references is not None:
+            place = references.pieces_of(documents, length)
+            other = None if types is None else references.segments[place]
+            entered = ask(classifier, references.ids[place], other, seen.keep).entered.detach()
+        counterpart = None if references is None else seen.find
+        answer = ask(classifier, ids[pieces].view(-1, length), types, counterpart)
         chosen = None if target is None else target[documents]
-        parts.append(_results(answer, classifier.pooling, wanted, chosen))
+        parts.append(_results(answer, classifier.pooling, wanted, chosen, entered))
     logits, rows, scores = zip(*parts, strict=True)
     return Attended(
         torch.cat(logits), torch.cat(rows, -1),
@@ -81,7 +111,10 @@ def forward(
     )
 
 
-def ask(classifier: Classifier, ids: Tensor, types: Tensor | None) -> Answer:
+def ask(
+    classifier: Classifier, ids: Tensor, types: Tensor | None,
+    counterpart: Counterpart | None = None,
+) -> Answer:
     """One forward pass over ids [d, L], its attention matrices in the graph."""
     model, taken = classifier.model, signature(classifier.model.forward).parameters
     inputs: dict[str, Tensor] = {"input_ids": ids}
@@ -95,7 +128,7 @@ def ask(classifier: Classifier, ids: Tensor, types: Tensor | None) -> Answer:
             return entered[0], *given[1:]
         return given
 
-    rules = Softmaxes()
+    rules = Softmaxes(counterpart)
     with ExitStack() as stack:
         if classifier.layers:
             stack.callback(classifier.layers[0].register_forward_pre_hook(start).remove)
@@ -158,9 +191,13 @@ def _chunks(groups: Groups, classifier: Classifier) -> Iterator[tuple[slice, sli
 
 
 def _results(
-    answer: Answer, pooling: str, wanted: Wanted, target: Tensor | None
+    answer: Answer, pooling: str, wanted: Wanted, target: Tensor | None,
+    references: Tensor | None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Logits, rows [layers, heads, d * L] and scores of some documents."""
+    """Logits, rows [layers, heads, d * L] and scores of some documents.
+
+    `references` [d, L, width] is what enters the first layer of theirs.
+    """
     margin = margins(answer.logits, target).sum()
     attention = [a.detach().float() for a in answer.attention]
     documents, _, length, _ = attention[0].shape
@@ -169,8 +206,7 @@ def _results(
         read += 1 / length
     else:
         read[0 if pooling == "first" else -1] = 1
-    conservative = "conservative" in wanted.scores
-    weighted = _weighted(answer, margin, wanted, conservative)
+    weighted = _weighted(answer, margin, wanted)
     scores = {}
     for score in wanted.scores:
         if tables.base(score) == "contribution":
@@ -190,16 +226,23 @@ def _results(
                 weighted[layer].shape[1]
             )
         scores["relevance"] = _flat(row[:, None])
-    if conservative:
-        answer.rules.conserving = True
-        (grad,) = torch.autograd.grad(margin, answer.entered)
-        scores["conservative"] = _flat((answer.entered * grad).detach().float().sum(-1)[:, None])
+    entered = answer.entered.detach().float()
+    if "conservative" in wanted.scores:
+        answer.rules.rule = "conserving"
+        (grad,) = torch.autograd.grad(margin, answer.entered, retain_graph=True)
+        scores["conservative"] = _flat((entered * grad.float()).sum(-1)[:, None])
+    if "deeplift" in wanted.scores:
+        assert references is not None
+        answer.rules.rule = "difference"
+        (multipliers,) = torch.autograd.grad(margin, answer.entered)
+        step = entered - references.float()
+        scores["deeplift"] = _flat((step * multipliers.float()).sum(-1)[:, None])
     rows = [_flat(torch.einsum("q,nhqk->nhk", read, attention[i])) for i in wanted.layers]
     return answer.logits.detach(), torch.stack(rows), scores
 
 
 def _weighted(
-    answer: Answer, margin: Tensor, wanted: Wanted, more: bool
+    answer: Answer, margin: Tensor, wanted: Wanted
 ) -> dict[int, Tensor]:
     """layer -> A * dm/dA [d, heads, L, L], for the layers that scores need."""
     last = len(answer.attention) - 1
@@ -210,7 +253,7 @@ def _weighted(
     if not chosen:
         return {}
     attention = [answer.attention[layer] for layer in chosen]
-    grads = torch.autograd.grad(margin, attention, retain_graph=more)
+    grads = torch.autograd.grad(margin, attention, retain_graph=True)
     return {layer: a.detach().float() * g.float()
             for layer, a, g in zip(chosen, attention, grads, strict=True)}
 

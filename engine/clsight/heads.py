@@ -104,9 +104,13 @@ class Heads:
 
     def weights(self, block: Block, q: Tensor, k: Tensor) -> Tensor:
         """[documents, heads, queries, L] softmax(q K^T), in float32."""
-        queries = block.queries(q, q.shape[1] != k.shape[1]).float() * self.scaling
-        scores = queries @ block.pieces(k).float().transpose(2, 3)
-        if (mask := self.mask(block.length, k.device)) is not None:
+        queries = block.queries(q, q.shape[1] != k.shape[1])
+        return self.softmax(queries.float(), block.pieces(k).float())
+
+    def softmax(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """The same of queries and keys as blocks have them."""
+        scores = (queries * self.scaling) @ keys.transpose(2, 3)
+        if (mask := self.mask(keys.shape[2], keys.device)) is not None:
             scores.masked_fill_(~mask[: scores.shape[2]], -torch.inf)
         return scores.softmax(-1)
 

@@ -23,6 +23,7 @@ from clsight.dataset import file_sha256
 from clsight.errors import ClsightError, UsageError, listed, said
 from clsight.families import FAMILIES, REFUSED, UNKNOWN, Family
 from clsight.plan import ModelPlan
+from clsight.references import mask_piece
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -169,7 +170,10 @@ def unavailable_scores(path: str) -> dict[str, str]:
     named = (getattr(config, name, None) for name in _ACTIVATIONS)
     activation = next((name for name in named if name), "gelu")
     if activation not in rules.NAMED:
-        reasons["conservative"] = f"it has no rule for the activation {activation}"
+        unruled = f"it has no rule for the activation {activation}"
+        reasons |= {"conservative": unruled, "deeplift": unruled}
+    if mask_piece(checkpoints.tokenizer(path)) is None:
+        reasons["deeplift"] = "its tokenizer has no piece that could stand for a word"
     return reasons
 
 

@@ -7,34 +7,60 @@ as fast. The operators are those that `torch.compile` uses, without its half a m
 fusing GELU into them as it does gained nothing.
 """
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 ROWS = 4096
 """Rows of a product for which oneDNN chooses the order; it serves any number of rows."""
 
 
 class Prepacked(torch.nn.Module):
-    """A frozen linear layer on the CPU; where a graph is needed, it is an ordinary one."""
+    """A frozen linear layer on the CPU."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
-        """Keep the weights as they are for graphs, and once more in the order of the product."""
+        """Keep the weights as they are, and once more in the order of the product."""
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self.packed = _packed(linear.weight)
+
+    @cached_property
+    def transposed(self) -> Tensor:
+        """W^T in the order of the product; made where a graph is first followed backward."""
+        return _packed(self.weight.t().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + b."""
         if x.requires_grad:
-            return F.linear(x, self.weight, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.packed, self.bias, "none", [], ""
-        )
-        return product
+            product: Tensor = _Linear.apply(x, self)  # type: ignore[no-untyped-call]
+            return product
+        return _product(x, self.packed, self.bias)
+
+
+class _Linear(torch.autograd.Function):
+    """The same in a graph, whose backward needs no gradient of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Prepacked) -> Tensor:
+        ctx.layer = layer
+        return _product(x, layer.packed, layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _product(grad, ctx.layer.transposed, None), None
+
+
+def _packed(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return packed
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return product
 
 
 def prepacked(linear: torch.nn.Linear) -> torch.nn.Module:

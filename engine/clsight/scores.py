@@ -3,7 +3,8 @@
     uniform       mean over heads of the attention row: the heatmap's [CLS] row
     classifier    heads averaged with the classifier's weights, W_o ignored (`weights`)
     projected     the same with W_o
-    norm, contribution, rollout, relevance, conservative: made for each piece by `attention`
+    norm, contribution, rollout, relevance, conservative, deeplift: made for each piece by
+                  `attention`
 
 A word's score is the sum, in float64, over its pieces or its parts of them (see `pieces`). So words
 keep the mass of all pieces but the special ones. Heads are averaged in float32, as rows are stored:

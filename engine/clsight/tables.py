@@ -9,7 +9,7 @@ import pyarrow as pa
 
 FROM_ROWS = ("uniform", "classifier", "projected")
 """Word scores that the last layer's attention rows give, with a weight for each head."""
-FROM_PIECES = ("norm", "contribution", "rollout", "relevance", "conservative")
+FROM_PIECES = ("norm", "contribution", "rollout", "relevance", "conservative", "deeplift")
 """Word scores that a forward pass, or a backward, gives for each piece."""
 SCORES = (*FROM_ROWS, *FROM_PIECES)
 """All word scores, in the order in which they are stored and shown; `uniform` and `contribution`

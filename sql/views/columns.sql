@@ -28,7 +28,8 @@ of_score(score, what) AS (
         ('contribution', 'first-order share of the target''s margin, in logits, signed'),
         ('rollout', 'attention from [CLS] through all layers'),
         ('relevance', 'attention from [CLS] through all layers, weighted by the gradient'),
-        ('conservative', 'conserved share of the target''s margin, in logits, signed')
+        ('conservative', 'conserved share of the target''s margin, in logits, signed'),
+        ('deeplift', 'share of the margin''s difference to that of all words masked, in logits, signed')
 ),
 -- These have columns for each score or each model, which no file can name.
 of_scores AS (

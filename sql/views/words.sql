@@ -1,11 +1,11 @@
 -- What:    every word of every document with its scores: the plain sums over the word's pieces.
 -- One row: model, document, word (position from 0, through both texts of a pair).
 -- Caveat:  uniform, classifier and projected are shares of the last layer's [CLS] attention, so a
---          document's words sum to less than 1 (special pieces hold the rest); contribution and
---          conservative are in logits of the target's margin, and signed. Beyond the model's
---          maximum length scores are 0: see predictions.truncated. segment is 1 for words of
---          text_pair, whose characters count from 0 again. Documents that a model has no answer for
---          have no words here: see bad_documents.
+--          document's words sum to less than 1 (special pieces hold the rest); contribution,
+--          conservative and deeplift are in logits of the target's margin, and signed. Beyond the
+--          model's maximum length scores are 0: see predictions.truncated. segment is 1 for words
+--          of text_pair, whose characters count from 0 again. Documents that a model has no answer
+--          for have no words here: see bad_documents.
 -- Source:  MODEL/scores/*.parquet, documents/*.parquet.
 CREATE OR REPLACE VIEW words AS
 WITH word AS (

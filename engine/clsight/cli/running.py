@@ -40,9 +40,9 @@ def _number_or_auto(given: str) -> int | None:
               help="Layers whose attention rows are stored, such as -1,-2 or 0-5.")
 @click.option("--scores", default="default", show_default=True, metavar="default|all|LIST",
               help="Word scores: uniform, classifier, projected, norm, contribution, rollout, "
-                   "relevance, conservative; uniform_N and contribution_N for layer N. By default "
-                   "uniform, classifier, projected, contribution; the first and the last of these "
-                   "are always there.")
+                   "relevance, conservative, deeplift; uniform_N and contribution_N for layer N. "
+                   "By default uniform, classifier, projected, contribution; the first and the "
+                   "last of these are always there.")
 @click.option("--target", default="predicted", show_default=True, metavar="predicted|gold|LABEL",
               help="The class whose margin scores explain.")
 @click.option("--dtype", default="auto", show_default=True,
