@@ -211,21 +211,25 @@ class Passage:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Multipliers of q, k, v; what is multiplied by another counts with the mean of both ends.
         """
-        assert self.counterparts is not None
+        other = self.counterparts
+        assert other is not None
         dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
-        grad, single = grad.transpose(0, 1), q.shape[1] != k.shape[1]
+        grad, single = grad.transpose(0, 1).float(), q.shape[1] != k.shape[1]
+        q, k, v = q.float(), k.float(), v.float()
         for block in heads.blocks(len(k)):
-            if block.document >= self.counterparts.n_documents:
+            if block.document >= other.n_documents:
                 break
-            other, upward = self.counterparts, block.queries(grad, single).float()
-            ours = [block.queries(q, single), block.pieces(k), block.pieces(v)]
-            theirs = [other.queries_of(block, q, single), other.pieces_of(block, k),
-                      other.pieces_of(block, v)]
-            ours, theirs = ([x.float() for x in three] for three in (ours, theirs))
-            a, a0 = heads.softmax(*ours[:2]), heads.softmax(*theirs[:2])
-            q_mean, k_mean, v_mean = ((x + x0) / 2 for x, x0 in zip(ours, theirs, strict=True))
-            block.pieces(dv).copy_(((a + a0) / 2).transpose(2, 3) @ upward)
-            scores = softmax_difference(upward @ v_mean.transpose(2, 3), a, a0) * heads.scaling
+            upward = block.queries(grad, single)
+            ours = block.queries(q, single), block.pieces(k), block.pieces(v)
+            theirs = (other.queries_of(block, q, single), other.pieces_of(block, k),
+                      other.pieces_of(block, v))
+            logs, logs0 = (heads.scores(*both[:2]).log_softmax(-1) for both in (ours, theirs))
+            q_mean, k_mean, v_mean = (torch.lerp(x, x0, 0.5)
+                                      for x, x0 in zip(ours, theirs, strict=True))
+            mean = torch.lerp(logs.exp(), logs0.exp(), 0.5)
+            block.pieces(dv).copy_(mean.transpose(2, 3) @ upward)
+            scores = softmax_difference(upward @ v_mean.transpose(2, 3), logs, logs0)
+            scores *= heads.scaling
             block.queries(dq, single).copy_(scores @ k_mean)
             block.pieces(dk).copy_(scores.transpose(2, 3) @ q_mean)
         return dq, dk, dv

@@ -105,14 +105,14 @@ class Heads:
     def weights(self, block: Block, q: Tensor, k: Tensor) -> Tensor:
         """[documents, heads, queries, L] softmax(q K^T), in float32."""
         queries = block.queries(q, q.shape[1] != k.shape[1])
-        return self.softmax(queries.float(), block.pieces(k).float())
+        return self.scores(queries.float(), block.pieces(k).float()).softmax(-1)
 
-    def softmax(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """The same of queries and keys as blocks have them."""
+    def scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """[documents, heads, queries, L] q K^T of queries and keys as blocks have them."""
         scores = (queries * self.scaling) @ keys.transpose(2, 3)
         if (mask := self.mask(keys.shape[2], keys.device)) is not None:
             scores.masked_fill_(~mask[: scores.shape[2]], -torch.inf)
-        return scores.softmax(-1)
+        return scores
 
     def softmax_backward(
         self, block: Block, weights: Tensor, shares: Tensor, q: Tensor, k: Tensor, dq: Tensor,

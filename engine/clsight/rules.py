@@ -207,7 +207,7 @@ class _Softmax(torch.autograd.Function):
         # secant, what it gets is L (G - sum L G / sum L) / a, whose sum with a is 0.
         (a,) = ctx.saved_tensors
         a, a0 = exact(a), exact(ctx.counterpart())
-        given = softmax_difference(grad, a, a0, ctx.dim)
+        given = softmax_difference(exact(grad), a.log(), a0.log(), ctx.dim)
         return torch.where(a == 0, 0, given / a).to(grad.dtype), None, None
 
 
@@ -293,15 +293,17 @@ def secant(function: Callable[[Tensor], Tensor], x: Tensor, x0: Tensor) -> Tenso
     return slope
 
 
-def softmax_difference(grad: Tensor, a: Tensor, a0: Tensor, dim: int = -1) -> Tensor:
-    """Multipliers of a's logits from those of a: L (grad - sum L grad / sum L)."""
-    tiny = torch.finfo(a.dtype).tiny
-    step = a.clamp(min=tiny).log() - a0.clamp(min=tiny).log()
-    near = step.abs() < (24 * torch.finfo(a.dtype).eps) ** (1 / 3)
-    mean = torch.where(near, (a * a0).sqrt() * (1 + step * step / 24),
-                       (a - a0) / step.masked_fill(near, 1))
+def softmax_difference(grad: Tensor, logs: Tensor, logs0: Tensor, dim: int = -1) -> Tensor:
+    """Multipliers of logits from those of a = softmax(logits): L (grad - sum L grad / sum L).
+
+    L, the logarithmic mean, is the larger of a and a0 times (1 - e^-d) / d, d the distance of their
+    logarithms, `logs` and `logs0`.
+    """
+    distance = (logs - logs0).nan_to_num_(0).abs_().add_(torch.finfo(logs.dtype).tiny)
+    mean = torch.maximum(logs, logs0).exp_()
+    mean.mul_(distance.neg().expm1_().neg_().div_(distance))
     average = (mean * grad).sum(dim, keepdim=True) / mean.sum(dim, keepdim=True)
-    return mean * (grad - average)
+    return mean.mul_(grad - average)
 
 
 def norm_difference(grad: Tensor, x: Tensor, x0: Tensor, eps: float) -> Tensor:
