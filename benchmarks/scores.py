@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -31,17 +30,18 @@ from clsight.attention import Wanted, prepare
 from clsight.batches import gather, pack, tokenise
 from clsight.calibrate import DEFAULT
 from clsight.families import FAMILIES, REFUSED, UNKNOWN
-from clsight.models import IMPLEMENTATION, Classifier, unavailable_scores
+from clsight.models import IMPLEMENTATION, Classifier, unavailable_to
+from clsight.references import references
 
 # The oracles, the small models and the real ones are those of the tests.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from conftest import REAL_MODELS, SHARED, real_classifier, real_reviews
 from reference import Eager, differentiable
 from small_models import CONFIGS, eager_model, opened_model
-from test_attention import attended, documents, expected
+from test_attention import MASK, attended, documents, expected
 
 RESULT = Path(__file__).parent / "results" / "scores.json"
-SCORES = ("norm", "contribution", "rollout", "relevance", "conservative")
+SCORES = ("norm", "contribution", "rollout", "relevance", "conservative", "deeplift")
 DTYPES = (torch.float32, torch.bfloat16)
 REVIEWS = 40
 ALL_REVIEWS = 4262
@@ -138,10 +138,7 @@ def available(config):
 
 def unavailable(config):
     """Score -> why a family does not have it, of those measured here."""
-    with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        reasons = unavailable_scores(folder)
-    return {score: reason for score, reason in reasons.items() if score in SCORES}
+    return {score: reason for score, reason in unavailable_to(config).items() if score in SCORES}
 
 
 def costs(name, lengths, rounds):
@@ -244,11 +241,14 @@ def packed_forward(classifier, ids, wanted):
     batches = []
     for batch in pack(lengths, budget):
         index, position = gather(offsets, batch.documents)
-        batches.append((flat[index], torch.from_numpy(position), batch.groups))
+        ends = np.equal(position, 0) | np.isin(index + 1, offsets)
+        given = references(flat[index].numpy(), np.zeros_like(index), ends, batch.groups, MASK)
+        batches.append((flat[index], torch.from_numpy(position), batch.groups, given))
 
     def run():
-        for batch in batches:
-            forward(classifier, *batch, wanted)
+        for ids, position, groups, given in batches:
+            forward(classifier, ids, position, groups, wanted,
+                    references=given.to(ids.device) if wanted.references else None)
 
     return run
 

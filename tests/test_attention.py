@@ -14,28 +14,40 @@ from clsight.batches import gather, pack, tokenise
 from clsight.errors import ClsightError
 from clsight.models import Classifier
 from clsight.prepacked import Prepacked, prepack
+from clsight.references import references
 from conftest import REAL_MODELS, real_classifier, real_reviews, shared
 from reference import Eager, conservative, differentiable, piece_scores
 from small_models import FAST, GENERAL, MAX_LENGTH, eager_model, opened_model
 
 SCORES = ("norm", "contribution", "contribution_0", "contribution_1", "rollout", "relevance",
-          "conservative")
+          "conservative", "deeplift")
 WITHOUT_VALUES = SCORES[1:]
 
 
-def attended(classifier, ids, wanted, budget=512, target=None):
-    """Per document a dictionary of logits, rows and scores from packed batches of `ids`."""
-    forward = attention.forward if classifier.family.fast else general.forward
+MASK = 4
+"""The piece that stands for masked words."""
+
+
+def attended(classifier, ids, wanted, budget=512, target=None, special=None, path=None):
+    """Per document a dictionary of logits, rows and scores from packed batches of `ids`.
+
+    `special` says of each document which pieces are of no word: by default the first and the last.
+    """
+    path = path or (attention if classifier.family.fast else general)
+    special = special or [np.isin(np.arange(len(one)), (0, len(one) - 1)) for one in ids]
     lengths = np.array([len(one) for one in ids])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat, results = torch.from_numpy(np.concatenate(ids)), {}
     device = classifier.device
     for batch in pack(lengths, budget):
         index, position = gather(offsets, batch.documents)
-        got = forward(
+        given = references(flat[index].numpy(), np.zeros_like(index),
+                           np.concatenate(special)[index], batch.groups, MASK)
+        got = path.forward(
             classifier, flat[index].to(device), torch.from_numpy(position).to(device),
             batch.groups, wanted,
             target=None if target is None else torch.from_numpy(target[batch.documents]),
+            references=given.to(device) if wanted.references else None,
         )
         ends = np.cumsum(lengths[batch.documents])
         for i, document in enumerate(batch.documents):
@@ -148,12 +160,20 @@ def expected(name, eager, classifier, ids, target=None):
     read[{"first": 0, "last": -1}.get(classifier.pooling, slice(None))] = 1
     projection = own.layers[-1].get_submodule(own.family.output) if classifier.family.fast else None
     scores = piece_scores(eager, projection, read / read.sum(), inputs, target)
+    scores["deeplift"] = in_double(own, ids, target)
     if name == "xlnet":  # its first layer takes two streams; the embedding is what both come from
         start = eager.get_input_embeddings()
         return scores | {"conservative": conservative(eager, start, [], inputs, target)}
     gates = [getattr(layer.mlp, "act", None) or layer.mlp.act_fn
              for layer in own.layers if own.family.gated]
     return scores | {"conservative": conservative(eager, own.layers[0], gates, inputs, target)}
+
+
+def in_double(own, ids, target):
+    """`deeplift` on the general path in float64; `test_deeplift` holds that against definitions."""
+    chosen = None if target is None else np.array([target])
+    (got,) = attended(own, [ids], Wanted((0,), ("deeplift",)), target=chosen, path=general)
+    return got["deeplift"][0]
 
 
 def assert_same(got, reference, names, tolerance=1e-5, single=None):

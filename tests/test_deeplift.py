@@ -1,25 +1,22 @@
 """Differences to masked words: what they add up to, each rule by its definition, both paths."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from clsight import attention, general
+from clsight import general
 from clsight.attention import Wanted
-from clsight.batches import gather, pack, tokenise
+from clsight.batches import tokenise
 from clsight.models import Classifier
-from clsight.references import references
 from clsight.rules import Rules, norm_difference, secant, softmax_difference
 from conftest import REAL_MODELS, real_classifier, real_reviews, shared
 from reference import Eager, margin_of
 from small_models import FAST, GENERAL, MAX_LENGTH, eager_model, opened_model
+from test_attention import MASK, attended
 
-MASK = 4
-"""The piece that masks words in models with random weights."""
 RNG = np.random.default_rng(0)
 
 
@@ -32,31 +29,16 @@ def documents():
     return ids, special
 
 
-def scored(classifier, ids, special, path=None, budget=60, mask=MASK):
+def scored(classifier, ids, special, path=None):
     """Per document the scores of its pieces, from packed batches."""
-    path = path or (attention if classifier.family.fast else general)
-    lengths = np.array([len(one) for one in ids])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    flat, flags, scores = np.concatenate(ids), np.concatenate(special), {}
-    for batch in pack(lengths, budget):
-        index, position = gather(offsets, batch.documents)
-        given = references(flat[index], np.zeros_like(index), flags[index], batch.groups, mask)
-        given = dataclasses.replace(given, **{
-            name: torch.from_numpy(getattr(given, name))
-            for name in ("ids", "segments", "positions", "of")})
-        got = path.forward(
-            classifier, torch.from_numpy(flat[index]), torch.from_numpy(position), batch.groups,
-            Wanted((classifier.n_layers - 1,) if classifier.layers else (2,), ("deeplift",)),
-            references=given,
-        ).scores["deeplift"][0].numpy()
-        parts = np.split(got, np.cumsum(lengths[batch.documents])[:-1])
-        scores |= dict(zip(batch.documents.tolist(), parts, strict=True))
-    return [scores[i] for i in range(len(ids))]
+    wanted = Wanted((2,), ("deeplift",))
+    results = attended(classifier, ids, wanted, 60, special=special, path=path)
+    return [one["deeplift"][0] for one in results]
 
 
-def difference(model, ids, special, mask=MASK):
+def difference(model, ids, special):
     """m(document) - m(document with all its words masked), of the same two classes."""
-    masked = np.where(special, ids, mask)
+    masked = np.where(special, ids, MASK)
     with torch.no_grad():
         logits, other = (model(torch.from_numpy(one)[None]).logits for one in (ids, masked))
     if logits.shape[1] == 1:
@@ -79,14 +61,13 @@ def test_scores_add_up_to_what_masking_all_words_takes(name):
 def test_it_does_for_real_reviews(name):
     classifier, _ = real_classifier(name, torch.float32)
     eager = Eager(shared("models", name))
-    mask = eager.tokenizer.mask_token_id
     texts = real_reviews(12)["text"].to_pylist()
     encoded = [eager.tokenizer(text, return_special_tokens_mask=True) for text in texts]
     ids = [np.array(one["input_ids"]) for one in encoded]
     special = [np.array(one["special_tokens_mask"], dtype=bool) for one in encoded]
-    scores = scored(classifier, ids, special, mask=mask)
+    scores = scored(classifier, ids, special)
     for one, flags, got in zip(ids, special, scores, strict=True):
-        assert got.sum() == pytest.approx(difference(eager.model, one, flags, mask), abs=2e-5)
+        assert got.sum() == pytest.approx(difference(eager.model, one, flags), abs=2e-5)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert mean", "eurobert"])
@@ -108,10 +89,9 @@ def test_bfloat16_is_close_to_float32(name):
     pieces = tokenise(exact.tokenizer, real_reviews(60)["text"].to_pylist(), plan.max_length)
     ids = np.split(pieces.ids.astype(np.int64), pieces.offsets[1:-1])
     special = np.split(pieces.start == pieces.end, pieces.offsets[1:-1])
-    mask, (rounded, _) = exact.tokenizer.mask_token_id, real_classifier(name, torch.bfloat16)
+    rounded, _ = real_classifier(name, torch.bfloat16)
     apart = [np.abs(one - other).max() / np.abs(one).max() for one, other in zip(
-        scored(exact, ids, special, mask=mask), scored(rounded, ids, special, mask=mask),
-        strict=True)]
+        scored(exact, ids, special), scored(rounded, ids, special), strict=True)]
     assert np.mean(apart) < 0.03
 
 
@@ -127,7 +107,8 @@ def test_softmax_by_the_integral_that_defines_the_logarithmic_mean(masked):
     mean = (weight[:, None] / 2 * a.numpy() ** t * a0.numpy() ** (1 - t)).sum(0)
     matrix = np.diag(mean) - np.outer(mean, mean) / mean.sum()
     grad = torch.from_numpy(RNG.normal(size=7))
-    np.testing.assert_allclose(softmax_difference(grad, a.log(), a0.log()), matrix @ grad.numpy(), atol=1e-8)
+    np.testing.assert_allclose(softmax_difference(grad, a.log(), a0.log()), matrix @ grad.numpy(),
+                               atol=1e-8)
     step = np.nan_to_num((s - s0).numpy())
     np.testing.assert_allclose(matrix @ step, a - a0, atol=1e-12)
 

@@ -247,9 +247,7 @@ class Extractor:
         assert mask is not None
         special = pieces.start[index] == pieces.end[index]
         given = references(pieces.ids[index], pieces.segments[index], special, batch.groups, mask)
-        put = self._on_device
-        return dataclasses.replace(given, ids=put(given.ids), segments=put(given.segments),
-                                   positions=put(given.positions), of=put(given.of))
+        return given.to(self.classifier.device)
 
     def _on_device(self, values: npt.NDArray[np.integer[Any]]) -> torch.Tensor:
         host = torch.from_numpy(values.astype(np.int64))

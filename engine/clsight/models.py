@@ -159,7 +159,14 @@ def _sha256(path: str, weights: Iterable[Path]) -> str:
 
 def unavailable_scores(path: str) -> dict[str, str]:
     """Scores that a checkpoint cannot have -> the reason."""
-    config = checkpoints.configuration(path)
+    reasons = unavailable_to(checkpoints.configuration(path))
+    if mask_piece(checkpoints.tokenizer(path)) is None:
+        reasons["deeplift"] = "its tokenizer has no piece that could stand for a word"
+    return reasons
+
+
+def unavailable_to(config: Any) -> dict[str, str]:
+    """Scores that a model of some configuration cannot have -> the reason."""
     kind, family = config.model_type, FAMILIES.get(config.model_type, UNKNOWN)
     reasons: dict[str, str] = {}
     if family.dense is None:
@@ -172,8 +179,6 @@ def unavailable_scores(path: str) -> dict[str, str]:
     if activation not in rules.NAMED:
         unruled = f"it has no rule for the activation {activation}"
         reasons |= {"conservative": unruled, "deeplift": unruled}
-    if mask_piece(checkpoints.tokenizer(path)) is None:
-        reasons["deeplift"] = "its tokenizer has no piece that could stand for a word"
     return reasons
 
 

@@ -39,6 +39,17 @@ class References:
         """All documents of a length have the same one."""
         return all(n == 1 for _, n, _ in self.groups)
 
+    def to(self, device: torch.device) -> "References":
+        """The same as tensors on a device; from pinned memory where that is a card."""
+        def put(values: npt.NDArray[np.integer[Any]]) -> Tensor:
+            host = torch.from_numpy(values.astype(np.int64))
+            if device.type == "cpu":
+                return host
+            return host.pin_memory().to(device, non_blocking=True)
+
+        return References(put(self.ids), put(self.segments), put(self.positions), self.groups,
+                          put(self.of))
+
     @property
     def starts(self) -> Tensor:
         """[references] the first piece of each."""
