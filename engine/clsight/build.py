@@ -1,6 +1,7 @@
 """Scored shards -> the run's database: strata, sums of each shard, tests, and the relations."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from clsight import comparisons, masses, shards, tables, units
+from clsight import comparisons, faithfulness, masses, shards, tables, units
 from clsight.blocks import Blocks
 from clsight.bootstrap import Bootstrap
 from clsight.database import at, quoted, sql_files, views_in_order
@@ -82,6 +83,7 @@ def _build(run: Path, plan: Plan, options: Options, progress: Progress) -> None:
         connection = stack.enter_context(_opened(path, run))
         scratch = Path(stack.enter_context(
             TemporaryDirectory(dir=run, prefix=f"{shards.PARTIAL}pairs-")))
+        _store(connection, "measured_faithfulness", faithfulness.read(run, plan))
         _relations(connection, plan, options)
         groups = units.read_groups(options.groups) if options.groups else units.Groups()
         tested = units.tested(connection, options.min_documents, options.bigrams, groups)
@@ -92,6 +94,24 @@ def _build(run: Path, plan: Plan, options: Options, progress: Progress) -> None:
         _test(stage)
         # Closing does the same, and says nothing where it fails.
         connection.execute("CHECKPOINT")
+
+
+def renew_faithfulness(run: Path, plan: Plan) -> None:
+    """Put what is measured by now into a copy of a run's database, which takes its place.
+
+    Raises:
+        ClsightError: DuckDB could not do it, for want of disk most likely.
+    """
+    database = run / tables.DATABASE
+    try:
+        with shards.replaced(database, _refuse_half) as path:
+            shutil.copyfile(database, path)
+            with at(duckdb.connect(path), run) as connection:
+                _store(connection, "measured_faithfulness", faithfulness.read(run, plan))
+                connection.execute("CHECKPOINT")
+    except duckdb.Error as error:
+        raise ClsightError(f"{database} could not be renewed ({said(error)}); it is as it was, the "
+                           "same command tries again") from error
 
 
 def is_built(run: Path, plan: Plan, options: Options) -> bool:
@@ -355,5 +375,5 @@ def _parameters(plan: Plan, options: Options) -> dict[str, Any]:
 
 def _store(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
     connection.register("stored", table)
-    connection.execute(f"CREATE TABLE {name} AS FROM stored")
+    connection.execute(f"CREATE OR REPLACE TABLE {name} AS FROM stored")
     connection.unregister("stored")

@@ -229,3 +229,21 @@ def slice_heterogeneity() -> pa.Schema:
     """One row per model, score and unit that is tested in several slices: Cochran's Q and p."""
     return pa.schema(dict.fromkeys(["model", "score", "kind", "form"], pa.string())
                      | {"chi_squared": pa.float64(), "p": pa.float64()})
+
+
+def faithfulness() -> pa.Schema:
+    """One row per model, score or baseline, and perturbation; see `faithfulness`.
+
+    `reconstruction` is null for scores that are not signed, `steps` for all but integrated
+    gradients.
+    """
+    real = pa.float64()
+    return pa.schema(
+        dict.fromkeys(["model", "score", "kind", "perturbation"], pa.string())
+        | {"n_documents": pa.int64()}
+        | {f"{measure}{which}": real
+           for measure in ("comprehensiveness", "sufficiency", "aopc", "flips")
+           for which in ("", "_low", "_high")}
+        | {"level_with_best": pa.bool_(), "reconstruction": real, "seconds": real, "passes": real}
+        | {"steps": pa.int32(), "seed": pa.int64()}
+    )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clsight import build, database, events, lock, pipeline, shards, tables
+from clsight import build, database, events, faithfulness, lock, pipeline, shards, tables
 from clsight import plan as plans
 from clsight.errors import ClsightError, said
 from clsight.plan import Plan
@@ -59,7 +59,8 @@ def verify(run: Path, progress: Progress = lambda *_: None) -> list[Problem]:
     for file in expected:
         found += _wrong(run, file)
         progress(1, len(expected))
-    found += _unlike_plan(run, plan, {problem.file for problem in found})
+    wrong = {problem.file for problem in found}
+    found += [*_unlike_plan(run, plan, wrong), *_measured_of_another(run, plan, wrong)]
     found += [Problem(file, "is no part of the plan", "foreign")
               for file in _shards(run) - set(expected)]
     return found + _database(run, plan, bool(found))
@@ -114,7 +115,7 @@ def _made_of(file: str, plan: Plan) -> Iterator[str]:
     folder, _, name = file.rpartition("/")
     model, _, made = folder.partition("/")
     if file in plans.FILES or file == tables.DATABASE or name not in plan.shard_names():
-        if name == "head_weights.parquet":
+        if name in ("head_weights.parquet", faithfulness.FILE):
             yield file
         return
     yield file
@@ -123,12 +124,14 @@ def _made_of(file: str, plan: Plan) -> Iterator[str]:
 
 
 def _expected(run: Path, plan: Plan) -> list[str]:
-    """Files of a complete run but for the plan and the database."""
+    """Files of a complete run but for the plan and the database, and what `validate` left."""
     names = plan.shard_names()
     folders = ["documents", *(f"{model}/{made}" for model in plan.models
                               for made in (*shards.MADE, "sums"))]
     weights = [f"{model}/head_weights.parquet" for model in plan.models]
-    return [*(f"{folder}/{name}" for folder in folders for name in names), *weights]
+    validated = [file for model in plan.models
+                 if (run / (file := f"{model}/{faithfulness.FILE}")).is_file()]
+    return [*(f"{folder}/{name}" for folder in folders for name in names), *weights, *validated]
 
 
 def _shards(run: Path) -> set[str]:
@@ -166,6 +169,17 @@ def _unlike_plan(run: Path, plan: Plan, known: set[str]) -> Iterator[Problem]:
                     rows = usable if made in ("attention", "scores") else None
                     yield from _unlike(run, file, schema(plan), rows)
                     yield from _of_another(run, file, model)
+
+
+def _measured_of_another(run: Path, plan: Plan, known: set[str]) -> Iterator[Problem]:
+    """What `validate` left of models as they are no more."""
+    for model in plan.models:
+        file = f"{model}/{faithfulness.FILE}"
+        if (run / file).is_file() and file not in known and not (
+            faithfulness.is_current(shards.read(run / file), plan, model)
+        ):
+            yield Problem(file, "is not of this model and plan; clsight validate measures again",
+                          "other")
 
 
 _SCHEMAS: dict[str, Callable[[Plan], pa.Schema]] = {

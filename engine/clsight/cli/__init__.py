@@ -4,6 +4,7 @@
     running      run, demo
     asking       query, status, verify
     showing      heatmap, report, serve, export
+    validating   validate
     completion   completion
 """
 
@@ -21,9 +22,11 @@ from clsight.cli.completion import completion
 from clsight.cli.options import DONE, FAILED, USAGE, example
 from clsight.cli.running import demo, run
 from clsight.cli.showing import export, heatmap, report, serve
+from clsight.cli.validating import validate
 from clsight.errors import ClsightError, UsageError, printable
 
-COMMANDS = (run, demo, query, status, verify, heatmap, report, serve, export, completion)
+COMMANDS = (run, demo, query, status, verify, heatmap, report, serve, export, validate,
+            completion)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
