@@ -8,6 +8,7 @@ import polars as pl
 from clsight import tables
 from clsight.database import sql_files
 from clsight.document_view import SIGNED
+from clsight.faithfulness import verdict
 from clsight.plan import Plan
 from clsight.report.documents import sample
 
@@ -95,6 +96,17 @@ JOIN word_statistics AS w
     ON w.score = f.found_by[1] AND (w.model, w.kind, w.form) = (f.model, f.kind, f.form)
 ORDER BY f.model, f.finding DESC, w.z DESC, f.form
 """
+_FAITHFULNESS = """
+SELECT model, score, kind, any_value(n_documents) AS n_documents, any_value(reconstruction)
+    AS reconstruction, any_value(passes) AS passes,
+    any_value(comprehensiveness) FILTER (perturbation = 'masked') AS masked,
+    any_value(comprehensiveness_low) FILTER (perturbation = 'masked') AS masked_low,
+    any_value(comprehensiveness_high) FILTER (perturbation = 'masked') AS masked_high,
+    any_value(comprehensiveness) FILTER (perturbation = 'removed') AS removed,
+    any_value(comprehensiveness_low) FILTER (perturbation = 'removed') AS removed_low,
+    any_value(comprehensiveness_high) FILTER (perturbation = 'removed') AS removed_high
+FROM faithfulness GROUP BY model, score, kind ORDER BY model, masked DESC, score
+"""
 _CALIBRATION_ERROR = """
 SELECT model, sum(n_documents * abs(accuracy - confidence)) / sum(n_documents) AS error
 FROM calibration GROUP BY model
@@ -132,12 +144,14 @@ def table(connection: duckdb.DuckDBPyConnection, plan: Plan, name: str) -> pl.Da
     return _frame(connection, TABLES[name], **({"most": most[name]} if name in most else {}))
 
 
-def summary(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
-    """What a page says in words: how each model does, and what stands out in its errors."""
+def summary(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """What a page says in words: how each model does, what stands out, which score to trust."""
     models = _frame(connection, "FROM model_summary").join(
         _frame(connection, _CALIBRATION_ERROR), on="model", how="left")
     findings = _FINDINGS.format(findings=sql_files("queries")["findings"].rstrip().rstrip(";"))
-    return {"models": models.to_dicts(), "findings": _frame(connection, findings).to_dicts()}
+    return {"models": models.to_dicts(), "findings": _frame(connection, findings).to_dicts(),
+            "faithfulness": _frame(connection, _FAITHFULNESS).to_dicts(),
+            "verdict": verdict(_frame(connection, "FROM faithfulness").to_dicts())}
 
 
 def columns(frame: pl.DataFrame) -> dict[str, list[Any]]:
