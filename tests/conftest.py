@@ -1,5 +1,6 @@
 """What tests share: real data and models where they are, and small runs on the demo's models."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from clsight.models import inspect, load
 
 SHARED = Path(__file__).parents[2] / "shared"
 DEMO = Path(pipeline.__file__).parent / "demo" / "models"
+VALIDATED = {"sample": 24, "seed": 4, "steps": 20}
 REAL_MODELS = ("bert-rt", "roberta-rt", "minilm-rt")
 
 
@@ -53,6 +55,16 @@ def small_run(tmp_path_factory, reviews) -> pipeline.Run:
         output=tmp_path_factory.mktemp("runs") / "small", layers="all", shard_size=256,
         options=pipeline.Options(min_documents=20),
     )
+
+
+@pytest.fixture(scope="session")
+def validated(tmp_path_factory, small_run) -> Path:
+    """The folder of the same run, its scores validated on `VALIDATED`."""
+    from clsight.validate import validate
+
+    folder = shutil.copytree(small_run.folder, tmp_path_factory.mktemp("validated") / "run")
+    validate(folder, **VALIDATED)
+    return folder
 
 
 def demo_models() -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 import shutil
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from click.testing import CliRunner
 from playwright.sync_api import expect, sync_playwright
 
+import clsight
 from browsers import chromium, opened
 from clsight import database, pipeline, report
 from clsight.cli import cli
@@ -46,9 +48,9 @@ def written(run, folder):
 
 
 @pytest.fixture(scope="module")
-def demo(small_run, tmp_path_factory):
+def demo(validated, tmp_path_factory):
     """The report of generated reviews, which holds all of them."""
-    return written(small_run, tmp_path_factory.mktemp("demo"))
+    return written(clsight.open(validated), tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,7 @@ def test_words_are_those_of_the_relation(demo, small_run, browser):
 def test_findings_are_said_in_words(demo, small_run, browser):
     found = small_run.sql("findings")
     with opened(browser, demo) as page:
-        said = page.locator(".findings").all_inner_texts()
+        said = page.locator("[aria-labelledby=h-findings] .findings").all_inner_texts()
     assert len(said) == 2
     for model, text in zip(small_run.sql("model_summary")["model"], said, strict=True):
         own = found.filter(model=model)
@@ -150,6 +152,27 @@ def by_hand(run, model, outcome, label, predicted, word):
                 and (not word or word in forms[i] or word in pairs)):
             found[i] = round(max(wrong, default=-1), 4)
     return found
+
+
+def test_it_says_which_score_to_trust_or_how_to_find_out(demo, validated, real, browser):
+    relation = clsight.open(validated).sql("FROM faithfulness WHERE perturbation = 'masked'")
+    with opened(browser, demo) as page:
+        section = page.locator("section[aria-labelledby=h-faithful]")
+        said = section.locator(".findings li").all_text_contents()
+        shown = section.locator("tbody tr").all_inner_texts()
+    assert [one.split(":")[0] for one in said] == ["bert", "roberta"]
+    assert all(" trust " in one for one in said)
+    assert len(shown) == len(relation)
+    expected = relation.sort("model", -pl.col("comprehensiveness"), "score").to_dicts()
+    for row, one in zip(shown, expected, strict=True):
+        name, masked, interval, *_ = row.split("\t")
+        assert name.replace(" ", "_") == one["score"]
+        assert float(masked) == pytest.approx(one["comprehensiveness"], abs=6e-4)
+        low, high = (float(end) for end in interval.split(" to "))
+        assert low <= float(masked) <= high
+    with opened(browser, real[1]) as page:
+        expect(page.locator("section[aria-labelledby=h-faithful]")).to_contain_text(
+            "Not measured yet: clsight validate")
 
 
 def test_filters_are_those_of_the_database_and_of_a_loop(demo, small_run, browser):

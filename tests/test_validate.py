@@ -30,13 +30,14 @@ from clsight.scores import Words
 from clsight.tables import SCORES
 from clsight.validate import draw, validate
 from clsight.verify import verify
-from conftest import DEMO
+from conftest import DEMO, VALIDATED
 from reference import margin_of
 from small_models import FAST, GENERAL, MAX_LENGTH, eager_model
 from test_pipeline import run
 from test_verify import flipped
 
-SAMPLE, SEED, STEPS, MASK = 24, 4, 20, 4
+SAMPLE, SEED, STEPS = VALIDATED.values()
+MASK = 4
 
 
 class Naive:
@@ -124,13 +125,6 @@ class Naive:
 
 def words_of(document):
     return [*zip(document["start"], document["end"], strict=True)]
-
-
-@pytest.fixture(scope="module")
-def validated(small_run, tmp_path_factory):
-    folder = shutil.copytree(small_run.folder, tmp_path_factory.mktemp("validated") / "run")
-    validate(folder, sample=SAMPLE, seed=SEED, steps=STEPS)
-    return folder
 
 
 @pytest.fixture(scope="module")
