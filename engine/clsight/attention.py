@@ -226,9 +226,11 @@ class Passage:
             logs, logs0 = (heads.scores(*both[:2]).log_softmax(-1) for both in (ours, theirs))
             q_mean, k_mean, v_mean = (torch.lerp(x, x0, 0.5)
                                       for x, x0 in zip(ours, theirs, strict=True))
-            mean = torch.lerp(logs.exp(), logs0.exp(), 0.5)
+            weights, weights0 = logs.exp(), logs0.exp()
+            mean = torch.lerp(weights, weights0, 0.5)
             block.pieces(dv).copy_(mean.transpose(2, 3) @ upward)
-            scores = softmax_difference(upward @ v_mean.transpose(2, 3), logs, logs0)
+            of_weights = upward @ v_mean.transpose(2, 3)
+            scores = softmax_difference(of_weights, weights, weights0, logs, logs0)
             scores *= heads.scaling
             block.queries(dq, single).copy_(scores @ k_mean)
             block.pieces(dk).copy_(scores.transpose(2, 3) @ q_mean)

@@ -208,12 +208,12 @@ def _takes(row: dict[str, Any]) -> str:
 
 def _against(best: dict[str, Any], baseline: dict[str, Any]) -> str:
     """How the best score stands to the best baseline, and to its cost."""
-    more = best["comprehensiveness"] > baseline["comprehensiveness"]
-    relation = ("level with" if baseline["level_with_best"] else
-                "more than" if more else "less than")
+    shown, other = (f"{row['comprehensiveness']:.3f}" for row in (best, baseline))
+    relation = ("level with" if baseline["level_with_best"] or shown == other else
+                "more than" if shown > other else "less than")
     cost = baseline["passes"] / best["passes"]
     times = f"{cost:,.0f} times as much" if cost >= 1.5 else "about as much"
-    return (f"{relation} {_spoken(baseline)} ({baseline['comprehensiveness']:.3f}), which costs "
+    return (f"{relation} {_spoken(baseline)} ({other}), which costs "
             f"{times}")
 
 

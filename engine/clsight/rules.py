@@ -207,7 +207,7 @@ class _Softmax(torch.autograd.Function):
         # secant, what it gets is L (G - sum L G / sum L) / a, whose sum with a is 0.
         (a,) = ctx.saved_tensors
         a, a0 = exact(a), exact(ctx.counterpart())
-        given = softmax_difference(exact(grad), a.log(), a0.log(), ctx.dim)
+        given = softmax_difference(exact(grad), a, a0, a.log(), a0.log(), ctx.dim)
         return torch.where(a == 0, 0, given / a).to(grad.dtype), None, None
 
 
@@ -286,22 +286,23 @@ def secant(function: Callable[[Tensor], Tensor], x: Tensor, x0: Tensor) -> Tenso
     Over a step h, rounding costs eps / h and the curvature h^2 / 24 |f'''|: the least step that is
     taken is where these meet.
     """
-    step, least = x - x0, (24 * torch.finfo(x.dtype).eps) ** (1 / 3)
-    wider = (least - step.abs()).clamp_(min=0).copysign_(step).div_(2)
-    high, low = x + wider, x0 - wider
-    slope: Tensor = (function(high) - function(low)).div_(high.sub_(low))
+    width = (x - x0).abs_().clamp_(min=(24 * torch.finfo(x.dtype).eps) ** (1 / 3))
+    middle = torch.lerp(x, x0, 0.5)
+    high, low = middle.add(width, alpha=0.5), middle.sub_(width, alpha=0.5)
+    slope: Tensor = function(high).sub_(function(low)).div_(high.sub_(low))
     return slope
 
 
-def softmax_difference(grad: Tensor, logs: Tensor, logs0: Tensor, dim: int = -1) -> Tensor:
+def softmax_difference(
+    grad: Tensor, a: Tensor, a0: Tensor, logs: Tensor, logs0: Tensor, dim: int = -1
+) -> Tensor:
     """Multipliers of logits from those of a = softmax(logits): L (grad - sum L grad / sum L).
 
     L, the logarithmic mean, is the larger of a and a0 times (1 - e^-d) / d, d the distance of their
     logarithms, `logs` and `logs0`.
     """
-    distance = (logs - logs0).nan_to_num_(0).abs_().add_(torch.finfo(logs.dtype).tiny)
-    mean = torch.maximum(logs, logs0).exp_()
-    mean.mul_(distance.neg().expm1_().neg_().div_(distance))
+    near = (logs - logs0).nan_to_num_(0).abs_().neg_().sub_(torch.finfo(logs.dtype).tiny)
+    mean = near.expm1().div_(near).mul_(torch.maximum(a, a0))
     average = (mean * grad).sum(dim, keepdim=True) / mean.sum(dim, keepdim=True)
     return mean.mul_(grad - average)
 
