@@ -175,7 +175,7 @@ def calibrate(runs):
     """Shares of permuted runs in which anything is found, and of words with p < 0.05."""
     found = {}
     for path in runs:
-        for score in ("uniform", "contribution"):
+        for score in ("uniform", "contribution", "deeplift"):
             for model, (documents, mass, forms, occurrences) in read(
                     clsight.open(path), score).items():
                 key = f"{path.name}, {model}, {score}"
@@ -259,7 +259,7 @@ def tails(runs):
     """Ratios of p from moments to p from permutations, by the size of p."""
     ratios, largest = {}, 100_000
     for path in runs:
-        for score in ("uniform", "contribution"):
+        for score in ("uniform", "contribution", "deeplift"):
             for documents, mass, _, _ in read(clsight.open(path), score).values():
                 own, every = documents.strata, np.ones(mass.shape[1], bool)
                 moments = comparisons.moments(mass, own)
@@ -283,7 +283,7 @@ def models(runs):
     for path in runs:
         run = clsight.open(path)
         if len(run.plan.models) > 1:
-            for score in ("uniform", "contribution"):
+            for score in ("uniform", "contribution", "deeplift"):
                 one, other = list(read(run, score).values())[:2]
                 kept = [exchanged(one[:2], other[:2], seed) for seed in range(ROUNDS)]
                 key = f"{path.name}, {' and '.join(list(run.plan.models)[:2])}, {score}"

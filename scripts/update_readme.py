@@ -37,7 +37,7 @@ SESSIONS = {
     ],
     "catalogue": ["clsight query run"],
 }
-SCORES = ("uniform", "norm", "contribution", "rollout", "relevance", "conservative")
+SCORES = ("uniform", "norm", "contribution", "rollout", "relevance", "conservative", "deeplift")
 
 
 def session(commands, folder):
@@ -253,7 +253,8 @@ def stage():
     return (f"The whole statistics stage for {result['documents']:,} generated documents, "
             f"{result['models']} models of four scores and {result['words']:,} tested words "
             f"({result['pairs']:,} pairs of word and document): {result['seconds']:.0f} s "
-            f"({parts}), {result['peak_mib'] / 1024:.1f} GiB at the peak.")
+            f"({parts}), {result['peak_mib'] / 1024:.1f} GiB at the peak; on "
+            f"{result['hardware']['cpu']}, {result['hardware']['threads']} threads.")
 
 
 def whole():
@@ -437,6 +438,102 @@ def costs(result):
     return table(["model", "path", "plain", *head], rows)
 
 
+def faithfulness():
+    """Comprehensiveness of each score on the real classifiers, and what it costs."""
+    result = json.loads((RESULTS / "faithfulness.json").read_text())
+    rows = {(row["model"], row["perturbation"], row["score"]): row for row in result["rows"]}
+    models = [*dict.fromkeys(row["model"] for row in result["rows"])]
+    changes = [(model, changed) for model in models for changed in ("masked", "removed")]
+    names = sorted({name for *_, name in rows}, key=lambda name: -sum(
+        rows[model, changed, name]["comprehensiveness"] for model, changed in changes))
+    lines = []
+    for name in names:
+        cells = [interval(*(rows[model, changed, name][f"comprehensiveness{end}"]
+                            for end in ("", "_low", "_high"))) for model, changed in changes]
+        costs = [f"{rows[model, 'masked', name]['passes']:.1f}" for model in models]
+        lines.append([written(name), *cells, " / ".join(costs)])
+    head = [f"{model}, {changed}" for model, changed in changes]
+    n = result["rows"][0]["n_documents"]
+    return "\n\n".join([
+        "\n".join(["```console", "$ clsight validate run --sample 1000 | tail -3",
+                   *result["verdict"], "```"]),
+        table(["score", *head, "passes"], lines),
+        f"Comprehensiveness on {n:,} unseen reviews a model, in {result['dtype']}, with 95 % "
+        f"intervals over documents. Passes ({', '.join(models)}): seconds over those of clsight's "
+        "own forward pass without scores. Methods of others, not in code type, run in float32.",
+        measured_on(result),
+    ])
+
+
+def shortcuts():
+    """Precision of every score on planted words, and what the test of words finds."""
+    result = json.loads((RESULTS / "shortcuts.json").read_text())
+    cases = {tuple(key.split(", ")): row for key, row in result["rows"].items()}
+    kinds = [*dict.fromkeys(kind for _, kind, _ in cases)]
+    parts = []
+    for kind in kinds:
+        own = {(data, model): row for (data, other, model), row in cases.items() if other == kind}
+        names = sorted(next(iter(own.values()))["precision"], key=lambda name: -sum(
+            row["precision"][name][0] for row in own.values()))
+        head = [f"{data}, {model}" for data, model in own]
+        lines = [[written(name), *(interval(*row["precision"][name], 2) for row in own.values())]
+                 for name in names]
+        parts.append(table([f"**{kind}**", *head], lines))
+    scores = [*next(iter(cases.values()))["found"]]
+    found = [[written(score), *(found_by(score, [row for (_, other, _), row in cases.items()
+                                                 if other == kind]) for kind in kinds)]
+             for score in scores]
+    unlearned = [", ".join(key) for key, row in cases.items() if not row["learned"]]
+    return "\n\n".join([
+        "Share of planted words among the k highest of a text, k how many are planted (1, 2, 2):",
+        *parts,
+        f"Not learned (fewer than 95 % of held-out patterns): {'; '.join(unlearned) or 'none'}. "
+        "Planted words that `over_attended` names, of all in six runs, and other words that it "
+        "names:",
+        table(["score", *kinds], found), measured_on(result),
+    ])
+
+
+def found_by(score, rows):
+    """How many of the planted words, and how many others, all rows together."""
+    found, planted = (sum(row["found"][score][name] for row in rows)
+                      for name in ("found", "planted"))
+    others = sum(len(row["found"][score]["others"]) for row in rows)
+    return f"{found} of {planted}" + (f", {others} other" if others else "")
+
+
+def human():
+    """How high scores rank the words that people changed."""
+    result = json.loads((RESULTS / "human.json").read_text())
+    rows = result["rows"]
+    names = sorted(next(iter(rows.values()))["scores"], key=lambda name: -sum(
+        row["scores"][name]["average_precision"][0] for row in rows.values()))
+    measures = {"average_precision": "average precision", "rank": "rank"}
+    head = [f"{model}, {measure}" for model in rows for measure in measures.values()]
+    lines = [[written(name), *(interval(*row["scores"][name][measure], 2)
+                               for row in rows.values() for measure in measures)]
+             for name in names]
+    asked = "; ".join(f"{model}: {row['texts']} texts of {row['pairs']} pairs, {row['edited']:.0%} "
+                      f"of the words edited, accuracy {row['accuracy']:.0%}"
+                      for model, row in rows.items())
+    return "\n\n".join([
+        table(["score", *head], lines),
+        f"{asked}. 95 % intervals over pairs; rank: 0 is first, a half is chance.",
+        measured_on(result),
+    ])
+
+
+def written(name):
+    """A score in code type, another method in words."""
+    methods = ("random", "leave_one_out", "gradient_x_input", "integrated_gradients")
+    return name.replace("_", " ") if name in methods else f"`{name}`"
+
+
+def interval(mean, low, high, digits=3):
+    """A mean and its 95 % interval."""
+    return f"{mean:.{digits}f} ({low:.2f} to {high:.2f})"
+
+
 def under_costs(result):
     """What was timed, and how far apart the rounds were."""
     apart = [(high - low) / median for row in result["families"].values()
@@ -480,7 +577,8 @@ def main():
 
 TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction,
           "whole": whole, "kernels": kernels, "queries": queries,
-          "calibration": calibration, "pages": pages, "survival": survival}
+          "calibration": calibration, "pages": pages, "survival": survival,
+          "faithfulness": faithfulness, "shortcuts": shortcuts, "human": human}
 
 
 if __name__ == "__main__":

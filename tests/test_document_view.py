@@ -68,7 +68,7 @@ def document_of(*texts, models=("bert",), seed=1, **fields):
         {"model": model, "predicted": 1, "confidence": 0.9, "margin": 1.0, "correct": False,
          "truncated": False, "problem": None} for model in models])
     return Document(**{"document_id": 7, "label": 0, "texts": texts, "predictions": predictions,
-                       "words": words, "target": "predicted", **fields})
+                       "words": words, "target": "predicted", "score": "contribution", **fields})
 
 
 def alpha(style):

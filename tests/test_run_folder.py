@@ -8,9 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import clsight
-from clsight import pipeline
+from clsight import pipeline, report
 from clsight.errors import UsageError
 from clsight.run_folder import Run
+from conftest import demo_models
 
 
 def test_one_class_under_all_its_names(small_run):
@@ -104,3 +105,17 @@ def test_a_run_that_is_not_complete_says_so(small_run, tmp_path):
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(UsageError, match="is not a clsight run"):
         clsight.open(tmp_path)
+
+
+def test_the_most_faithful_score_of_a_run_is_shown_first(small_run, reviews, tmp_path):
+    faithful = pipeline.run(str(reviews), text="text", label="label", output=tmp_path / "run",
+                            models={"bert": demo_models()["bert"]}, scores="default,deeplift",
+                            options=pipeline.Options(min_documents=20))
+    assert faithful.plan.scores == ("uniform", "classifier", "projected", "contribution",
+                                    "deeplift")
+    for run, score in ((faithful, "deeplift"), (small_run, "contribution")):
+        assert run.document(3).score == score
+        shown, named = (run.charts.words("bert", *given).layer[-1].data for given in ((), (score,)))
+        assert shown.equals(named)
+        report.write(run.folder, tmp_path / "report.html")
+        assert f"<option selected>{score}</option>" in (tmp_path / "report.html").read_text()

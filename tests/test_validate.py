@@ -403,6 +403,17 @@ def test_the_command_says_which_score_to_trust(small_run, tmp_path):
     assert answer["verdict"][0].startswith("bert: trust ")
 
 
+def test_a_run_without_the_score_to_trust_hears_of_it(small_run, tmp_path):
+    folder = shutil.copytree(small_run.folder, tmp_path / "run")
+    said = CliRunner().invoke(cli, ["validate", str(folder), "--sample", "16", "--model", "bert",
+                                    "--steps", "3"]).stdout
+    (best,) = faithfulness.best_scores(rows(folder))
+    highest = max((one for one in rows(folder) if one["kind"] == "score"
+                   and one["perturbation"] == "masked"), key=lambda one: one["comprehensiveness"])
+    assert best == highest["score"] == "deeplift"
+    assert "this run has no deeplift: one that has it is made with --scores default," in said
+
+
 def test_what_cannot_be_measured_is_said(small_run, validated, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no model 'other'"):
         validate(validated, models=("other",))

@@ -72,7 +72,7 @@ class Document:
     """The document's part of the relation `words`: one row per model and word, with all scores."""
     target: str
     """The class that scores explain: "predicted", "gold", or a label."""
-    score: str = "contribution"
+    score: str
     """What the view shades words by."""
 
     @property
@@ -156,6 +156,7 @@ def find(run: "Run", document: int | str) -> Document:
         row["document_id"], row["label"],
         tuple(text for text in (row["text"], row["text_pair"]) if text is not None),
         predictions.sort(pl.col("model").cast(order)), words, run.plan.target,
+        tables.shown_first(run.plan.scores),
     )
 
 

@@ -180,6 +180,18 @@ def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
             for model, own in groupby(masked, key=lambda row: row["model"])]
 
 
+def best_scores(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The score to trust of each model, without repeats.
+
+    Args:
+        rows: of the relation `faithfulness`.
+    """
+    scores = [row for row in rows if row["kind"] == "score" and row["perturbation"] == "masked"]
+    ordered = sorted(scores, key=lambda row: (str(row["model"]), -row["comprehensiveness"]))
+    best = {row["model"]: str(row["score"]) for row in reversed(ordered)}
+    return sorted({*best.values()})
+
+
 def _sentence(rows: list[dict[str, Any]]) -> str:
     """Of one model's rows for masked words."""
     ranked = sorted(rows, key=lambda row: -row["comprehensiveness"])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import altair as alt
 import polars as pl
 
-from clsight import charts, database
+from clsight import charts, database, tables
 from clsight.report.contents import table
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ class Charts:
         """Documents by gold label and prediction; see `charts.confusion`."""
         return charts.confusion(self._rows("confusion", model)).properties(width=WIDTH)
 
-    def words(self, model: str, score: str = "contribution") -> alt.LayerChart:
+    def words(self, model: str, score: str | None = None) -> alt.LayerChart:
         """Tested words by presence and intensity; see `charts.words`."""
+        score = score or tables.shown_first(self._scores)
         return charts.words(self._rows("words", model, score)).properties(width=WIDTH)
 
-    def habits(self, score: str = "contribution") -> alt.LayerChart:
+    def habits(self, score: str | None = None) -> alt.LayerChart:
         """Over-attended words in all models; see `charts.habits`."""
-        rows = self._rows("habits", score=score)
+        rows = self._rows("habits", score=score or tables.shown_first(self._scores))
         return charts.habits(rows, self._models).properties(width=WIDTH)
 
     def agreement(self, model: str) -> alt.LayerChart:

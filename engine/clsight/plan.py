@@ -135,9 +135,12 @@ def chosen_scores(
 
     >>> chosen_scores("conservative,contribution_1", {}, {"bert": 3})
     ('uniform', 'contribution', 'contribution_1', 'conservative')
+    >>> chosen_scores("default,deeplift", {}, {"bert": 3})
+    ('uniform', 'classifier', 'projected', 'contribution', 'deeplift')
 
     Args:
-        wanted: "default", "all" (that every model has), or names with commas between them.
+        wanted: "default", "all" (that every model has), or names with commas between them, of
+            which one may be "default".
         unavailable: model -> score -> why it cannot have it.
         depths: model -> number of its layers.
 
@@ -145,10 +148,12 @@ def chosen_scores(
         UsageError: a score is not known, or a model cannot have it.
     """
     lacking = {score for reasons in unavailable.values() for score in reasons}
-    if wanted in ("default", "all"):
-        names = tables.SCORES if wanted == "all" else (*tables.FROM_ROWS, "contribution")
-        return tuple(name for name in names if name not in lacking)
+    default = [name for name in tables.DEFAULT if name not in lacking]
+    if wanted == "all":
+        return tuple(name for name in tables.SCORES if name not in lacking)
     named = [name.strip() for name in wanted.split(",")]
+    if "default" in named:
+        named = [*default, *(name for name in named if name != "default")]
     for name in named:
         if not re.fullmatch(r"[a-z]+|(?:uniform|contribution)_\d+", name) or (
             tables.base(name) not in tables.SCORES

@@ -5,6 +5,8 @@ are stored once, in `documents`. Labels and predictions are spelled as in the da
 (and id) columns are either integers or strings.
 """
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 FROM_ROWS = ("uniform", "classifier", "projected")
@@ -16,6 +18,9 @@ SCORES = (*FROM_ROWS, *FROM_PIECES)
 exist for any other layer as well, as `uniform_3` and `contribution_3` (layers count from 0)."""
 ALWAYS = ("uniform", "contribution")
 """Word scores that every run has: they cost nothing, and relations rely on them."""
+
+DEFAULT = (*FROM_ROWS, "contribution")
+"""Word scores of a run that asks for no others: those of one forward pass, but for `norm`."""
 
 DATABASE = "clsight.duckdb"
 """File of a run that holds its relations and tests; made last, from the shards."""
@@ -97,6 +102,15 @@ def score_layer(score: str) -> int | None:
     """The layer in a score's name; None for the last layer, or for all."""
     _, named, layer = score.partition("_")
     return int(layer) if named else None
+
+
+def shown_first(scores: Collection[str]) -> str:
+    """The score that is shown where none is asked for: the most faithful of a run's.
+
+    On three real classifiers and on planted shortcuts that is `deeplift`, and among those of one
+    forward pass `contribution`, which every run has (`benchmarks/results/faithfulness.json`).
+    """
+    return "deeplift" if "deeplift" in scores else "contribution"
 
 
 def scores(names: tuple[str, ...]) -> pa.Schema:

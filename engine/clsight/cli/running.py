@@ -41,8 +41,9 @@ def _number_or_auto(given: str) -> int | None:
 @click.option("--scores", default="default", show_default=True, metavar="default|all|LIST",
               help="Word scores: uniform, classifier, projected, norm, contribution, rollout, "
                    "relevance, conservative, deeplift; uniform_N and contribution_N for layer N. "
-                   "By default uniform, classifier, projected, contribution; the first and the "
-                   "last of these are always there.")
+                   "By default uniform, classifier, projected, contribution, which cost one pass; "
+                   "the first and the last of these are always there. default,deeplift adds the "
+                   "most faithful one, for the time of another pass or two.")
 @click.option("--target", default="predicted", show_default=True, metavar="predicted|gold|LABEL",
               help="The class whose margin scores explain.")
 @click.option("--dtype", default="auto", show_default=True,

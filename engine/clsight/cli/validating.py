@@ -60,7 +60,8 @@ def validate(run: Path, as_json: bool, **options: Any) -> None:
 
 def _answer(run: Path, as_json: bool) -> None:
     from clsight import database, output
-    from clsight.faithfulness import verdict
+    from clsight import plan as plans
+    from clsight.faithfulness import best_scores, verdict
 
     with database.connect(run) as connection:
         rows = database.query(connection, "faithfulness", {}).read_all().to_pylist()
@@ -70,3 +71,7 @@ def _answer(run: Path, as_json: bool) -> None:
         output.write(database.query(connection, SHOWN, {}), "table", sys.stdout.buffer)
     for sentence in verdict(rows):
         click.echo(printable(sentence))
+    for score in best_scores(rows):
+        if score not in plans.load(run).scores:
+            click.echo(f"this run has no {score}: one that has it is made with --scores "
+                       f"default,{score}")

@@ -129,6 +129,7 @@ def contents(
                                "WHERE model IS NULL")
     return {
         "models": [*plan.models], "scores": [*plan.scores],
+        "shown_first": tables.shown_first(plan.scores),
         "signed": [score for score in plan.scores if tables.base(score) in SIGNED],
         "labels": [*map(str, plan.labels)], "live": live,
         "n_documents": (plan.n_rows or 0) - n_bad, "n_bad": n_bad,
