@@ -68,9 +68,14 @@ class Rows:
         """
         try:
             yield
-        except kinds as error:
-            # On its way through a library an error of ours becomes text, with a trace in it.
-            raise self.failure or ClsightError(f"{where}: {said(error)}") from error
+        except Exception as error:
+            # On its way through a library an error of ours becomes text, with a trace in it, and on
+            # one core deltalake raises that as an Exception of no kind.
+            if self.failure:
+                raise self.failure from error
+            if not isinstance(error, kinds):
+                raise
+            raise ClsightError(f"{where}: {said(error)}") from error
 
 
 def plain(type_: pa.DataType) -> pa.DataType:
