@@ -360,7 +360,8 @@ NAMES = {"generated": "the demo", "real": "the real reviews"}
 
 def measured_on(result):
     """The hardware and versions that a result file names."""
-    return (f"{result['cpu']}, {result['threads']} threads, torch {result['versions']['torch']}, "
+    threads = "1 thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    return (f"{result['cpu']}, {threads}, torch {result['versions']['torch']}, "
             f"transformers {result['versions']['transformers']}; "
             "written from `benchmarks/results/` by `scripts/update_readme.py`.")
 
