@@ -43,7 +43,7 @@ def _number_or_auto(given: str) -> int | None:
                    "relevance, conservative, deeplift; uniform_N and contribution_N for layer N. "
                    "By default uniform, classifier, projected, contribution, which cost one pass; "
                    "the first and the last of these are always there. default,deeplift adds the "
-                   "most faithful one, for the time of another pass or two.")
+                   "most faithful one, for the time of two to four more passes.")
 @click.option("--target", default="predicted", show_default=True, metavar="predicted|gold|LABEL",
               help="The class whose margin scores explain.")
 @click.option("--dtype", default="auto", show_default=True,
