@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ from clsight import demo
 from clsight.attention import Wanted, prepare
 from clsight.batches import Pieces
 from clsight.clock import Clock, matrix_peak
-from clsight.extract import extract_on
+from clsight.executors.jobs import Job, Place
+from clsight.executors.local import threads
+from clsight.extract import Worker
 from clsight.extractor import Documents, Extractor, count_operations, devices
 from clsight.models import IMPLEMENTATION, Classifier, inspect
 from clsight.plan import DatasetPlan, Plan
@@ -194,7 +197,7 @@ def operations(documents, shape):
 
 
 def whole_run(shape, sizes, words):
-    """Seconds of `extract_on` for two numbers of documents, and of the forward loop for as many."""
+    """Seconds of extraction for two numbers of documents, and of the forward loop for as many."""
     seconds, clocks = [], []
     with tempfile.TemporaryDirectory() as folder:
         model, run = Path(folder, "model"), Path(folder, "run")
@@ -206,8 +209,8 @@ def whole_run(shape, sizes, words):
         for size in sizes:
             clocks.append(Clock())
             plan, jobs = documents_of(run / str(size), texts[:size], model)
-            seconds.append(timed(lambda p=plan, j=jobs, s=size: list(extract_on(
-                devices("auto")[:1], run / str(s), p, j, None, lambda *_: None, clocks[-1]))))
+            seconds.append(timed(lambda p=plan, j=jobs, s=size: extracted(
+                run / str(s), p, j, clocks[-1])))
         lengths = np.array([len(ids) for ids in tokenizer(texts[:4096])["input_ids"]])
     more = sizes[1] - sizes[0]
     extractor = ready(torch.bfloat16, shape, BUDGETS[1] if DEVICE == "cuda" else 4096)
@@ -218,6 +221,15 @@ def whole_run(shape, sizes, words):
     return {"documents": sizes, "seconds": seconds, "mean_pieces": float(lengths.mean()),
             "documents_per_second": more / (seconds[1] - seconds[0]),
             "card_busy": bare / (seconds[1] - seconds[0]), "stages": [c.seconds for c in clocks]}
+
+
+def extracted(run, plan, jobs, clock):
+    """Extract shards as a run does, but for the scoring."""
+    place = Place(devices("auto")[0])
+    worker = Worker(run, plan, Counter(job.model for job in jobs), None, place, lambda *_: None,
+                    clock)
+    with threads(worker.in_flight) as callers, worker:
+        list(callers.map(worker.extract, jobs))
 
 
 def texts_of(tokenizer, n, words):
@@ -246,7 +258,7 @@ def documents_of(run, texts, model):
             "text_pair": pa.nulls(len(some), pa.string()), "label": np.zeros(len(some), np.int64),
             "reason": pa.nulls(len(some), pa.string()),
         }), run / "documents" / name)
-    return plan, [("bert", name) for name in plan.shard_names()]
+    return plan, [Job("bert", name) for name in plan.shard_names()]
 
 
 def card():

@@ -1,7 +1,8 @@
-"""Shards through models: sizes of batches, memory that runs out, several devices and processes."""
+"""Shards through models: sizes of batches, memory that runs out, and processes that tokenise."""
 
 import dataclasses
 import time
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,9 @@ import torch
 from clsight import attention, calibrate, extract, heads
 from clsight.batches import batch_of
 from clsight.clock import STAGES, Clock
-from clsight.errors import ClsightError
+from clsight.executors.jobs import Job, Place
+from clsight.executors.local import Local
+from clsight.extract import Worker
 from clsight.extractor import count_operations, open_extractor
 from clsight.results import collect
 from small_models import eager_model, opened_model
@@ -152,37 +155,12 @@ def test_batches_are_tried_on_documents_of_typical_length():
     assert of_one.documents.tolist() == [0]
 
 
-def test_two_devices_do_what_one_does(small_run, tmp_path):
-    """Each in a process of its own, here both on the CPU."""
-    jobs = [(model, name) for model in small_run.plan.models
-            for name in small_run.plan.shard_names()]
+def test_processes_tokenise_as_a_thread_does(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "_tokenisers", lambda place: 2)
+    jobs = [Job("roberta", name) for name in small_run.plan.shard_names()]
     (tmp_path / "documents").symlink_to(small_run.folder / "documents")
-    done, clock = [], Clock()
-    committed = extract.extract_on(["cpu", "cpu"], tmp_path, small_run.plan, jobs, None,
-                                   lambda model, n: done.append((model, n)), clock)
-    assert sorted(committed) == sorted(jobs)
-    for model, name in jobs:
-        made, one = (pq.read_table(folder / model / "attention" / name)
-                     for folder in (tmp_path, small_run.folder))
-        close(made, one)
-    assert sum(n for _, n in done) == 2 * small_run.plan.n_rows
-    assert clock.seconds["forward"] > 0
-
-
-def test_what_fails_on_one_device_is_raised_and_the_others_shards_stay(small_run, tmp_path):
-    jobs = [("bert", "00000.parquet"), ("bert", "09999.parquet")]
-    (tmp_path / "documents").symlink_to(small_run.folder / "documents")
-    with pytest.raises(ClsightError, match="09999"):
-        list(extract.extract_on(["cpu", "cpu"], tmp_path, small_run.plan, jobs, None,
-                                lambda *_: None, Clock()))
-    close(pq.read_table(tmp_path / "bert" / "attention" / "00000.parquet"), stored(small_run))
-
-
-def test_processes_tokenise_as_a_thread_does(small_run, tmp_path):
-    jobs = [("roberta", name) for name in small_run.plan.shard_names()]
-    (tmp_path / "documents").symlink_to(small_run.folder / "documents")
-    assert [*extract.extract(tmp_path, small_run.plan, jobs, "cpu", None, lambda *_: None,
-                             tokenisers=2)] == jobs
+    make = partial(Worker, tmp_path, small_run.plan, {"roberta": 3}, None)
+    assert [*Local([Place("cpu")]).run(make, jobs, lambda *_: None, Clock())] == jobs
     made = pq.read_table(tmp_path / "roberta" / "attention" / "00000.parquet")
     close(made, stored(small_run, "roberta"))
 

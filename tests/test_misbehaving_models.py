@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import polars
@@ -14,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import clsight
-from clsight import attention, events, extract, general, pipeline, shards, trial, verify
+from clsight import attention, events, general, pipeline, shards, trial, verify
 from clsight.attention import Wanted
 from clsight.batches import batch_of
 from clsight.clock import Clock
 from clsight.errors import UsageError
+from clsight.executors.jobs import Job
+from clsight.executors.local import local
+from clsight.extract import Worker
 from clsight.models import inspect
 from conftest import DEMO, demo_models
 from reference import Eager
@@ -436,10 +440,9 @@ def test_a_float32_run_of_a_half_precision_checkpoint_is_exact(reviews, tmp_path
 def test_processes_tell_what_happened_in_them(made, rows, tmp_path, caplog):
     (tmp_path / "documents").symlink_to(made.folder / "documents")
     caplog.set_level("INFO", "clsight")
-    jobs = [("bert", name) for name in made.plan.shard_names()]
-    committed = extract.extract_on(["cpu", "cpu"], tmp_path, made.plan, jobs, None,
-                                   lambda *_: None, Clock())
-    assert sorted(committed) == jobs
+    jobs = [Job("bert", name) for name in made.plan.shard_names()]
+    make = partial(Worker, tmp_path, made.plan, {}, None)
+    assert sorted(local("cpu", 2).run(make, jobs, lambda *_: None, Clock())) == jobs
     for name in made.plan.shard_names():
         one, other = (pq.read_table(folder / "bert" / "attention" / name)
                       for folder in (tmp_path, made.folder))

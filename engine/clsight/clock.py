@@ -60,11 +60,16 @@ class Clock:
         finally:
             self._change(outer)
 
+    def spent(self, stage: str, seconds: float) -> None:
+        """Add seconds that were measured otherwise."""
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0) + seconds
+
     def add(self, other: "Clock", share: float) -> None:
         """Add a share of what another clock counted."""
         self.operations += share * other.operations
         for stage, took in other.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0) + share * took
+            self.spent(stage, share * took)
 
     def count(self, operations: float) -> None:
         """Add floating-point operations."""
@@ -75,9 +80,7 @@ class Clock:
             torch.cuda.synchronize()
         now, before = time.perf_counter(), getattr(self._local, "stage", None)
         if before is not None:
-            with self._lock:
-                took = now - self._local.since
-                self.seconds[before] = self.seconds.get(before, 0) + took
+            self.spent(before, now - self._local.since)
         self._local.stage, self._local.since = name, now
 
     def table(self, wall: float) -> list[dict[str, Any]]:

@@ -4,13 +4,15 @@ An event is a record of the package's logger, so that it also reaches the screen
 program that uses clsight does with logs.
 """
 
+import heapq
 import json
 import logging
 import logging.handlers
+import queue
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 from clsight.errors import ClsightError, Stopped
 
 FILE = "log/events.jsonl"
+_STEM = Path(FILE).stem
 EVERY = 5.0
 """Least seconds between two events "progress" of a stage."""
 
@@ -36,11 +39,16 @@ def event(kind: str, message: str = "", level: int = logging.INFO, **fields: Any
 def read(run: Path) -> Iterator[dict[str, Any]]:
     """The events of a run, oldest first, each with `time`, `level`, `event` and `message`.
 
-    A line that was cut off (by a loss of power) is left out.
+    A line that was cut off (by a loss of power) is left out. Events of processes that had a part of
+    the run have that `part`.
     """
-    path = run / FILE
-    if not path.is_file():
-        return
+    files = [path for path in (run / FILE, *sorted((run / FILE).parent.glob(_file("*")))) if
+             path.is_file()]
+    yield from heapq.merge(*map(_read, files), key=lambda found: found["time"])
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    part = path.stem.removeprefix(f"{_STEM}-") if path.stem != _STEM else None
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
@@ -48,7 +56,12 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(found, dict) and {"time", "event"} <= found.keys():
-                yield found
+                yield found if part is None else {**found, "part": part.replace("-of-", "/")}
+
+
+def _file(part: str) -> str:
+    """File name of the events of a part."""
+    return f"{_STEM}-{part.replace('/', '-of-')}.jsonl"
 
 
 @contextmanager
@@ -64,14 +77,17 @@ def kept() -> Iterator[list[logging.LogRecord]]:
 
 
 @contextmanager
-def logged(run: Path, before: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
+def logged(
+    run: Path, before: Sequence[logging.LogRecord] = (), part: str | None = None
+) -> Iterator[None]:
     """Append the block's events to the run's file; an error that ends it is one of them.
 
     Args:
         run: the run folder.
         before: events that were `kept` until there was a file.
+        part: of the run, such as "0/4", whose events have a file of their own.
     """
-    path = run / FILE
+    path = run / FILE if part is None else (run / FILE).with_name(_file(part))
     path.parent.mkdir(parents=True, exist_ok=True)
     _end_last_line(path)
     handler, level = _Lines(path, encoding="utf-8", errors="backslashreplace"), log.level
@@ -113,9 +129,13 @@ class Heartbeat:
                   total=total or None)
 
 
-def to_parent(queue: Any) -> None:
-    """Send this process's events to its parent, who passes them on with `log.handle`."""
-    log.addHandler(_Sender(queue))
+def send(say: Callable[[logging.LogRecord], None]) -> None:
+    """Send this process's events to another, which passes them on with `log.handle`.
+
+    Args:
+        say: takes each event, made fit to be pickled.
+    """
+    log.addHandler(_Sender(say))
     log.setLevel(logging.DEBUG)
 
 
@@ -131,11 +151,14 @@ class _Kept(logging.Handler):
 
 
 class _Sender(logging.handlers.QueueHandler):
-    queue: Any  # a simple queue has no `put_nowait`
+    def __init__(self, say: Callable[[logging.LogRecord], None]) -> None:
+        """What takes records."""
+        super().__init__(queue.SimpleQueue())
+        self._say = say
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """What `prepare` has made fit to be sent."""
-        self.queue.put(record)
+        self._say(record)
 
 
 class _Json(logging.Formatter):

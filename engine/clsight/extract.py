@@ -1,224 +1,170 @@
-"""Shards through their models: tokenise | forward | write, overlapped.
+"""Shards through their models: tokenise | forward | write | score, overlapped.
 
-Imports torch, transformers, pyarrow and numpy alone, so that it runs on a bare GPU machine.
+Imports torch, transformers, pyarrow and numpy alone until something is scored, so that extraction
+runs on a bare GPU machine.
 """
 
 import logging
 import multiprocessing
 import os
-import signal
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 import torch
 
-from clsight import events, memory, shards
+from clsight import kernels, memory, shards
 from clsight.clock import Clock
-from clsight.errors import ClsightError
+from clsight.errors import ClsightError, Stopped
 from clsight.events import event
+from clsight.executors.jobs import Job, Place, Report
+from clsight.executors.local import begin_child, threads
 from clsight.extractor import Documents, Extractor, open_extractor
 from clsight.plan import Plan
 from clsight.results import Result
 
 
-def extract(
-    run: Path, plan: Plan, jobs: list[tuple[str, str]], device: str,
-    tokens_per_batch: int | None, progress: Callable[[str, int], None], clock: Clock | None = None,
-    tokenisers: int = 0,
-) -> Iterator[tuple[str, str]]:
-    """Extract shards into `MODEL/attention`; yields each job once it is committed.
+class Worker:
+    """A device that takes the shards of a run; a context manager.
 
-    While one shard is in the model, the next are tokenised (their model opened first, where it is
-    another) and the last is written; an error in either is raised here.
-
-    Args:
-        run: the run folder.
-        plan: its plan.
-        jobs: (model, name of a document shard), those of one model side by side.
-        device: "cpu", "cuda" or "cuda:1".
-        tokens_per_batch: pieces per batch; None for what suits the device.
-        progress: called with the model and the number of documents of each batch done.
-        clock: counts where time goes.
-        tokenisers: processes that tokenise, a shard each; 0 for a thread of this one.
+    Each stage has a thread of its own, so that while one shard is in the model, the next are
+    tokenised (their model opened first, where it is another) and the last is written and scored.
+    Call `take` from `in_flight` threads.
     """
-    clock, ahead = clock or Clock(), max(1, tokenisers)
-    shards_of = Counter(model for model, _ in jobs)
-    extractors: dict[str, Extractor] = {}
-    with ExitStack() as stack:
-        opener, reader, writer = (
-            stack.enter_context(threads(n)) for n in (1, ahead, 1)
-        )
-        workers = stack.enter_context(_processes(tokenisers)) if tokenisers else None
-        opening: dict[str, Future[Extractor]] = {}
 
-        def read(opened: Future[Extractor], name: str) -> tuple[Extractor, Documents]:
-            extractor = opened.result()
-            with clock.stage("tokenise"):
-                return extractor, extractor.read(run / "documents" / name, workers)
+    def __init__(
+        self, run: Path, plan: Plan, n_jobs: Mapping[str, int], tokens_per_batch: int | None,
+        place: Place, report: Report, clock: Clock,
+    ) -> None:
+        """A device with no model yet.
 
-        def begin(model: str, name: str) -> Future[tuple[Extractor, Documents]]:
-            if model not in opening:
-                opening.clear()
-                opening[model] = opener.submit(
-                    open_extractor, model, plan, run, device, tokens_per_batch, clock
-                )
-            return reader.submit(read, opening[model], name)
+        Args:
+            run: the run folder.
+            plan: its plan.
+            n_jobs: model -> shards that lie ahead of this worker.
+            tokens_per_batch: pieces per batch; None for what suits the device.
+            place: the device, and on how many cores.
+            report: called with the model and the number of documents of each batch done.
+            clock: counts where time goes.
+        """
+        self._tokenisers = _tokenisers(place)
+        self.in_flight = max(1, self._tokenisers) + 2
+        self._run, self._plan, self._n_jobs = run, plan, n_jobs
+        self._tokens_per_batch, self._device = tokens_per_batch, place.device
+        self._report, self._clock = report, clock
+        self._opening: dict[str, Future[Extractor]] = {}
+        self._calibrated: dict[str, Extractor] = {}
+        self._locking, self._ending, self._idle_since = threading.Lock(), False, 0.0
+        self._cores, self._stack = place.cores, ExitStack()
 
-        def commit(
-            extractor: Extractor, documents: Documents, results: list[Result], name: str
-        ) -> tuple[str, str]:
-            with clock.stage("write"):
-                table = extractor.table(documents, results)
-                shards.write(table, run / extractor.name / "attention" / name)
-            event("extracted", f"{extractor.name}: {name} is extracted", logging.DEBUG,
-                  model=extractor.name, shard=name, n_documents=table.num_rows)
-            return extractor.name, name
+    def __enter__(self) -> Self:
+        """Start the threads."""
+        memory.bound()
+        if self._cores is not None:
+            torch.set_num_threads(self._cores)
+            kernels.limit(self._cores)
 
-        begun = deque(begin(*job) for job in jobs[:ahead])
-        written: list[Future[tuple[str, str]]] = []
-        for i, (model, name) in enumerate(jobs):
-            with clock.stage("wait"):
-                extractor, documents = begun.popleft().result()
-            if model not in extractors:
-                extractors = {model: extractor.calibrated(documents, shards_of[model])}
-            begun.extend(begin(*job) for job in jobs[i + ahead : i + ahead + 1])
-            results = extractors[model].attend(documents, partial(progress, model))
-            with clock.stage("wait"):
-                committed = [future.result() for future in written]
-            yield from committed
-            written = [writer.submit(commit, extractor, documents, results, name)]
-        yield from (future.result() for future in written)
+        def card() -> None:
+            if self._device != "cpu":
+                torch.cuda.set_device(self._device)
 
+        self._opener, self._computer, self._writer, self._scorer, self._reader = (
+            self._stack.enter_context(threads(n, card))
+            for n in (1, 1, 1, 1, max(1, self._tokenisers)))
+        self._workers = (self._stack.enter_context(_processes(self._tokenisers))
+                         if self._tokenisers else None)
+        return self
 
-@contextmanager
-def threads(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end what they are at; what waits behind it is dropped if the block fails."""
-    pool = ThreadPoolExecutor(n)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
-    pool.shutdown()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the threads; where the block failed, after the batch that is in the model."""
+        self._ending = kind is not None
+        self._stack.__exit__(kind, error, trace)
 
+    def take(self, job: Job) -> None:
+        """Extract and score a shard; returns once all that is made of it is committed.
 
-def _processes(n: int, queue: Any = None) -> ProcessPoolExecutor:
-    """Processes started afresh: a fork would share the state of CUDA and of running threads."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(n, context, _begin_child, (queue,))
+        Raises:
+            ClsightError: the model or the shard cannot be read, or a process ended.
+        """
+        if not (self._run / job.model / "attention" / job.shard).is_file():
+            self.extract(job)
+        self._scorer.submit(self._score, job).result()
 
-
-_parent: Any = None
-"""Queue to the parent, in processes of `extract_on`."""
-
-
-def _begin_child(queue: Any) -> None:
-    """Live as long as the parent and no longer, also where it is killed and can say nothing.
-
-    Ctrl-C reaches all processes of a terminal, and is the parent's to answer.
-    """
-    global _parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _parent = queue
-    if queue is not None:
-        events.to_parent(queue)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def extract_on(
-    devices: list[str], run: Path, plan: Plan, jobs: list[tuple[str, str]],
-    tokens_per_batch: int | None, progress: Callable[[str, int], None], clock: Clock,
-) -> Iterator[tuple[str, str]]:
-    """`extract` on several devices, one process each; every n-th job goes to the same.
-
-    Where one fails, the others still commit their shards before its error is raised here.
-
-    Args:
-        devices: such as "cuda:0" and "cuda:1".
-        run: the run folder.
-        plan: its plan.
-        jobs: as for `extract`.
-        tokens_per_batch: as for `extract`.
-        progress: as for `extract`.
-        clock: gets the mean over devices.
-    """
-    try:
-        if len(devices) == 1:
-            yield from extract(run, plan, jobs, devices[0], tokens_per_batch, progress, clock,
-                               tokenisers_for(devices[0], 1))
-        else:
-            yield from _side_by_side(devices, run, plan, jobs, tokens_per_batch, progress, clock)
-    except BrokenProcessPool as error:
-        raise ClsightError("a process was ended from outside, most likely for want of memory; the "
-                           "same command resumes") from error
-
-
-def _side_by_side(
-    devices: list[str], run: Path, plan: Plan, jobs: list[tuple[str, str]],
-    tokens_per_batch: int | None, progress: Callable[[str, int], None], clock: Clock,
-) -> Iterator[tuple[str, str]]:
-    """`extract` in a process per device, whose messages come in the order in which they are sent.
-
-    A simple queue writes before it returns: when a process has ended, all it said has been said.
-    """
-    n, queue = len(devices), multiprocessing.get_context("spawn").SimpleQueue()
-    with _processes(n, queue) as pool:
-        parts = [pool.submit(_extract_part, run, plan, jobs[i::n], device, tokens_per_batch,
-                             clock.detailed, n)
-                 for i, device in enumerate(devices)]
-        for part in parts:
-            part.add_done_callback(lambda _: queue.put(None))
-        ended = 0
+    def extract(self, job: Job) -> None:
+        """Commit `MODEL/attention` of a shard; raises as `take` does."""
         try:
-            while ended < n:
-                match queue.get():
-                    case None:
-                        ended += 1
-                    case logging.LogRecord() as record:
-                        events.log.handle(record)
-                    case model, int(done):
-                        progress(model, done)
-                    case job:
-                        yield job
-        finally:
-            while ended < n:  # a full queue that nobody reads would hold the processes up
-                ended += queue.get() is None
-        for part in parts:
-            clock.add(part.result(), 1 / n)
+            opened = self._opened(job.model)
+            extractor, documents = self._reader.submit(self._read, opened, job.shard).result()
+            results = self._computer.submit(self._attend, extractor, documents).result()
+            self._writer.submit(self._commit, extractor, documents, results, job.shard).result()
+        except BrokenProcessPool as error:
+            raise ClsightError("a process that tokenises was ended from outside, most likely for "
+                               "want of memory; the same command resumes") from error
+
+    def _opened(self, model: str) -> Future[Extractor]:
+        """A model, opened beside what is computed; those before it are let go."""
+        with self._locking:
+            if model not in self._opening:
+                self._opening.clear()
+                self._opening[model] = self._opener.submit(
+                    open_extractor, model, self._plan, self._run, self._device,
+                    self._tokens_per_batch, self._clock)
+            return self._opening[model]
+
+    def _read(self, opened: Future[Extractor], shard: str) -> tuple[Extractor, Documents]:
+        extractor = opened.result()
+        with self._clock.stage("tokenise"):
+            return extractor, extractor.read(self._run / "documents" / shard, self._workers)
+
+    def _attend(self, extractor: Extractor, documents: Documents) -> list[Result]:
+        if self._idle_since:
+            self._clock.spent("wait", time.perf_counter() - self._idle_since)
+        model = extractor.name
+        if model not in self._calibrated:
+            n_shards = self._n_jobs.get(model, 1)
+            self._calibrated = {model: extractor.calibrated(documents, n_shards)}
+        results = self._calibrated[model].attend(documents, lambda n: self._batch_done(model, n))
+        self._idle_since = time.perf_counter()
+        return results
+
+    def _batch_done(self, model: str, n: int) -> None:
+        if self._ending:
+            raise Stopped("another failed")
+        self._report(model, n)
+
+    def _commit(
+        self, extractor: Extractor, documents: Documents, results: list[Result], shard: str
+    ) -> None:
+        with self._clock.stage("write"):
+            table = extractor.table(documents, results)
+            shards.write(table, self._run / extractor.name / "attention" / shard)
+        event("extracted", f"{extractor.name}: {shard} is extracted", logging.DEBUG,
+              model=extractor.name, shard=shard, n_documents=table.num_rows)
+
+    def _score(self, job: Job) -> None:
+        from clsight.scores import score_shard
+
+        with self._clock.stage("score"):
+            score_shard(self._run, self._plan, job.model, job.shard)
+        event("scored", f"{job.model}: {job.shard} is scored", logging.DEBUG, model=job.model,
+              shard=job.shard)
 
 
-def tokenisers_for(device: str, n_devices: int) -> int:
-    """Processes that tokenise for a device; on the CPU a thread does it in passing."""
-    cores = os.cpu_count() or 1
-    return 0 if device == "cpu" else max(1, min(8, cores // (2 * n_devices)))
+def _processes(n: int) -> ProcessPoolExecutor:
+    """Processes started afresh: a fork would share the state of CUDA and of running threads."""
+    return ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), begin_child)
 
 
-def _extract_part(
-    run: Path, plan: Plan, jobs: list[tuple[str, str]], device: str,
-    tokens_per_batch: int | None, detailed: bool, n_devices: int,
-) -> Clock:
-    """The jobs of one device; what happens goes to the parent as it happens."""
-    memory.bound()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // n_devices))
-    if device != "cpu":
-        torch.cuda.set_device(device)
-    clock = Clock(detailed)
-    for job in extract(run, plan, jobs, device, tokens_per_batch,
-                       lambda model, done: _parent.put((model, done)), clock,
-                       tokenisers_for(device, n_devices)):
-        _parent.put(job)
-    return clock
+def _tokenisers(place: Place) -> int:
+    """Processes that tokenise, a shard each, for a card; on the CPU a thread does it in passing."""
+    cores = place.cores or os.cpu_count() or 1
+    return 0 if place.device == "cpu" else max(1, min(8, cores // 2))

@@ -36,19 +36,28 @@ def inlined(function: Function) -> Function:
     return compiled
 
 
+_cores = os.cpu_count() or 1
+
+
+def limit(cores: int) -> None:
+    """Let this process run kernels on so many threads; others have the rest of the machine."""
+    global _cores
+    _cores = cores
+
+
 def in_threads(function: Callable[[int, int], None], cuts: npt.NDArray[np.int64]) -> None:
     """Call function(first, last) for each two neighbours in `cuts`, one thread a core.
 
     Raises:
         Exception: whatever a call raised.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(_cores) as pool:
         for done in [pool.submit(function, *cut) for cut in pairwise(cuts.tolist())]:
             done.result()
 
 
 def even_cuts(offsets: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Cuts of lists [n + 1 offsets] into ranges of about equally many values, four a core."""
-    ends = np.linspace(offsets[0], offsets[-1], 4 * (os.cpu_count() or 1) + 1)
+    ends = np.linspace(offsets[0], offsets[-1], 4 * _cores + 1)
     cuts = np.searchsorted(offsets, ends[1:-1])
     return np.unique(np.concatenate([[0], cuts, [len(offsets) - 1]]))

@@ -1,4 +1,7 @@
-"""One process at a time works on a run; whoever dies gives it back, since the system does it."""
+"""One process at a time works on a run, or several that each have a part of its shards.
+
+Whoever dies gives its lock back, since the system does it.
+"""
 
 import os
 import socket
@@ -9,7 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from clsight import events
-from clsight.errors import ClsightError
+from clsight.errors import ClsightError, listed
+from clsight.parts import Part
 
 FILE = ".lock"
 PATIENCE = 1.0
@@ -23,8 +27,43 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         ClsightError: another process works on it; says which.
     """
+    with _held(run, FILE):
+        if at_work := [file for file in _parts(run) if _is_held(run / file)]:
+            raise ClsightError(f"{run} is at work in parts, by {len(at_work)} processes "
+                               f"({listed(at_work)}); wait for them, or end them")
+        yield
+
+
+@contextmanager
+def part_held(run: Path, part: Part) -> Iterator[None]:
+    """Keep others from a part of a run, and from all of it.
+
+    Raises:
+        ClsightError: another process has the same part.
+    """
+    with _held(run, f"{FILE}-{part.first}-of-{part.n}"):
+        yield
+
+
+@contextmanager
+def turn(run: Path) -> Iterator[None]:
+    """Wait until nobody else prepares the run for its parts, and be the one who does."""
+    lock = FileLock(run / FILE)
     try:
-        with FileLock(run / FILE, timeout=PATIENCE):
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        events.event("waiting", f"waiting for {holder(run)}, which prepares {run}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _held(run: Path, file: str) -> Iterator[None]:
+    try:
+        with FileLock(run / file, timeout=PATIENCE):
             yield
     except Timeout as error:
         raise ClsightError(f"{run} is at work in another process ({holder(run)}); wait for it, or "
@@ -32,11 +71,19 @@ def held(run: Path) -> Iterator[None]:
 
 
 def is_held(run: Path) -> bool:
-    """True while a process works on the run."""
-    if not (run / FILE).is_file() or not os.access(run / FILE, os.W_OK):
+    """True while a process works on the run, or on a part of it."""
+    return any(_is_held(run / file) for file in (FILE, *_parts(run)))
+
+
+def _parts(run: Path) -> list[str]:
+    return sorted(path.name for path in run.glob(f"{FILE}-*"))
+
+
+def _is_held(path: Path) -> bool:
+    if not path.is_file() or not os.access(path, os.W_OK):
         return False
     try:
-        with FileLock(run / FILE, blocking=False):
+        with FileLock(path, blocking=False):
             return False
     except Timeout:
         return True

@@ -6,26 +6,26 @@ call resumes a run.
 
 import dataclasses
 import errno
-import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clsight import __version__, events, lock, memory, shards, tables
+from clsight import __version__, events, executors, lock, memory, shards, tables
 from clsight import plan as plans
 from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
 from clsight.errors import ClsightError, UsageError, listed
 from clsight.events import event
+from clsight.parts import Part
 from clsight.plan import DatasetPlan, ModelPlan, Plan
 from clsight.run_folder import Run
 from clsight.statistics import Options
 
 if TYPE_CHECKING:
     from clsight.clock import Clock
+    from clsight.executors.jobs import Executor
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, documents done since the last call, documents in all)"""
@@ -51,6 +51,10 @@ def run(
     tokens_per_batch: int | None = None,
     shard_size: int = 4096,
     options: Options | None = None,
+    executor: str = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
+    part: Part | None = None,
     progress: Progress = lambda *_: None,
     clock: "Clock | None" = None,
 ) -> Run:
@@ -79,6 +83,14 @@ def run(
         tokens_per_batch: pieces per batch; by default what suits the device.
         shard_size: documents per shard, the unit of work and of resume.
         options: how words are tested.
+        executor: where shards are extracted and scored: "local" (this machine: one process for
+            each card, or `workers` of them) or "ray" (a cluster, whose nodes all see the dataset's
+            models and the run folder).
+        workers: how many; by default one for each card, and without one a single one here, and on
+            a cluster as many as have room.
+        ray_address: of the cluster; by default that of RAY_ADDRESS, or one of this machine alone.
+        part: only these shards, up to their scores; other processes have the others, and `merge`
+            makes the tables. Whichever comes first reads the dataset.
         progress: called as documents are done.
         clock: counts where time goes.
 
@@ -96,24 +108,75 @@ def run(
     with events.kept() as noticed:
         inspected, chosen = _inspected(models, layers, scores, dataset)
     _refuse_unknown_target(target, inspected)
-    plan = Plan(
-        dataset=_dataset_plan(dataset, on_bad_row), models=inspected, dtype=_dtype(dtype, device),
-        scores=chosen, piece_scores=tables.piece_scores(chosen), target=target,
-        shard_size=shard_size, options=dataclasses.asdict(options),
-    )
     progress = _also(events.Heartbeat(), progress)
-    with _at_work(folder, noticed):
-        shards.sweep(folder)
-        plan = _begun(folder, plan)
-        with clock.stage("documents"):
-            plan = _documents(folder, plan, dataset, progress)
-        _complete(folder, plan, device, tokens_per_batch, options, progress, clock)
+    with executors.opened(executor, device, workers, ray_address) as where:
+        plan = Plan(
+            dataset=_dataset_plan(dataset, on_bad_row), models=inspected,
+            dtype=where.best_dtype() if dtype == "auto" else dtype,
+            scores=chosen, piece_scores=tables.piece_scores(chosen), target=target,
+            shard_size=shard_size, options=dataclasses.asdict(options),
+        )
+        with _at_work(folder, noticed, part):
+            if part is None:
+                shards.sweep(folder)
+                plan = _begun(folder, plan)
+                with clock.stage("documents"):
+                    plan = _documents(folder, plan, dataset, progress)
+                _complete(folder, plan, where, tokens_per_batch, options, progress, clock)
+            else:
+                with lock.turn(folder), clock.stage("documents"):
+                    plan = _documents(folder, _begun_for_parts(folder, plan), dataset, progress)
+                pending = {model: [name for name in part.own(plan.shard_names()) if name in names]
+                           for model, names in pending_shards(folder, plan).items()}
+                _extract_and_score(folder, plan, pending, where, tokens_per_batch, progress, clock)
+                event("part complete", f"{folder}: part {part} is complete; once all are: clsight "
+                      f"merge {folder}", part=str(part))
     return Run(folder, plan)
 
 
+def merge(
+    folder: Path, progress: Progress = lambda *_: None, clock: "Clock | None" = None
+) -> Run:
+    """Make the tables of a run whose shards were extracted and scored in parts.
+
+    Args:
+        folder: the run folder.
+        progress: called as documents are done.
+        clock: counts where time goes.
+
+    Raises:
+        ClsightError: shards are missing; names them.
+    """
+    from clsight.clock import Clock
+
+    plan, clock = plans.load(folder), clock or Clock()
+    progress = _also(events.Heartbeat(), progress)
+    with _at_work(folder, []):
+        shards.sweep(folder)
+        _say_started(plan, folder)
+        _refuse_missing(folder, plan)
+        options = Options(**plan.options)
+        if _is_built(folder, plan, options):
+            event("complete", f"nothing to do: {folder} is complete")
+        else:
+            _make_tables(folder, plan, options, progress, clock)
+    return Run(folder, plan)
+
+
+def _refuse_missing(folder: Path, plan: Plan) -> None:
+    if plan.n_rows is None:
+        raise ClsightError(f"{folder}: the documents are not complete; run its parts first")
+    lacking = [f"{model} lacks {len(names)} of {plan.n_shards} shards ({listed(names, 3)})"
+               for model, names in pending_shards(folder, plan).items() if names]
+    if lacking:
+        raise ClsightError(f"{folder} cannot be merged yet: {'; '.join(lacking)}; run the parts "
+                           "that have them: --shards I/N has those whose number leaves I when "
+                           "divided by N")
+
+
 def _complete(
-    folder: Path, plan: Plan, device: str, tokens_per_batch: int | None, options: Options,
-    progress: Progress, clock: "Clock",
+    folder: Path, plan: Plan, executor: "Executor", tokens_per_batch: int | None,
+    options: Options, progress: Progress, clock: "Clock",
 ) -> None:
     """Do what is missing after the documents."""
     pending = pending_shards(folder, plan)
@@ -122,10 +185,16 @@ def _complete(
         return
     # Its relations read the shards that change now: no database is better than a mixed one.
     shards.remove([folder / tables.DATABASE])
-    _write_head_weights(folder, plan, device)
     if any(pending.values()):
-        _extract_and_score(folder, plan, pending, device, tokens_per_batch, progress, clock)
+        _extract_and_score(folder, plan, pending, executor, tokens_per_batch, progress, clock)
         memory.release()
+    _make_tables(folder, plan, options, progress, clock)
+
+
+def _make_tables(
+    folder: Path, plan: Plan, options: Options, progress: Progress, clock: "Clock"
+) -> None:
+    _write_head_weights(folder, plan)
     with clock.stage("statistics"):
         _build(folder, plan, options, progress)
     event("complete", f"{folder} is complete")
@@ -140,11 +209,15 @@ def _also(first: Progress, second: Progress) -> Progress:
 
 
 @contextmanager
-def _at_work(folder: Path, noticed: list[logging.LogRecord]) -> Iterator[None]:
+def _at_work(
+    folder: Path, noticed: list[logging.LogRecord], part: Part | None = None
+) -> Iterator[None]:
     """Hold a run's lock, and log what happens; failures are named in the log and outside of it."""
     with _failures_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with lock.held(folder), events.logged(folder, noticed), _failures_named(folder):
+        held = lock.held(folder) if part is None else lock.part_held(folder, part)
+        logged = events.logged(folder, noticed, None if part is None else str(part))
+        with held, logged, _failures_named(folder):
             yield
 
 
@@ -184,9 +257,34 @@ def _begun(folder: Path, plan: Plan) -> Plan:
             plan = plans.continued(old, plan, folder)
             _remove_other_scores(folder, old, plan)
     plan.save(folder)
+    _say_started(plan, folder)
+    return plan
+
+
+def _say_started(plan: Plan, folder: Path) -> None:
     event("started", f"{folder}: {', '.join(plan.models)} in {plan.dtype}", logging.DEBUG,
           **lock.me(), clsight=__version__, fingerprint=plan.fingerprint, libraries=plan.libraries)
-    return plan
+
+
+def _begun_for_parts(folder: Path, plan: Plan) -> Plan:
+    """The plan that all parts have: that of the first, which others must have been given as well.
+
+    Raises:
+        UsageError: with what is not the same.
+    """
+    if not any((folder / name).exists() for name in plans.FILES) or (
+        (old := plans.load(folder)).n_rows is None
+    ):
+        return _begun(folder, plan)
+    new = plans.continued(old, plan, folder)
+    for what, before, now in (("models", [*old.models], [*new.models]),
+                              ("scores", old.scores, new.scores),
+                              ("options", old.options, new.options)):
+        if before != now:
+            raise UsageError(f"{folder} was begun with the {what} {before}, and now they are "
+                             f"{now}: give all parts the same, or run it without --shards")
+    _say_started(old, folder)
+    return old
 
 
 def _remove_other_scores(folder: Path, old: Plan, plan: Plan) -> None:
@@ -242,13 +340,6 @@ def _refuse_unknown_target(target: str, models: dict[str, ModelPlan]) -> None:
                              "write predicted, gold, or one of them")
 
 
-def _dtype(dtype: str, device: str) -> str:
-    from clsight.extractor import best_dtype, devices
-
-    kind, _, _ = devices(device)[0].partition(":")
-    return best_dtype(kind) if dtype == "auto" else dtype
-
-
 def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -> Plan:
     """Write the document shards that are missing; the plan then knows the number of rows."""
     path = folder / "documents"
@@ -273,56 +364,40 @@ def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -
     return plan
 
 
-def _write_head_weights(folder: Path, plan: Plan, device: str) -> None:
+def _write_head_weights(folder: Path, plan: Plan) -> None:
     """Make head weights that are lost; otherwise they are written where a model is opened."""
-    from clsight.extractor import devices, open_extractor
+    from clsight.extractor import open_extractor
 
     for model in plan.models:
         made = shards.done(folder / model / "attention")
         if made and not (folder / model / "head_weights.parquet").is_file():
-            open_extractor(model, plan, folder, devices(device)[0])
+            open_extractor(model, plan, folder, "cpu")
 
 
 def _extract_and_score(
-    folder: Path, plan: Plan, pending: dict[str, list[str]], device: str,
+    folder: Path, plan: Plan, pending: dict[str, list[str]], executor: "Executor",
     tokens_per_batch: int | None, progress: Progress, clock: "Clock",
 ) -> None:
-    """Extract the shards that are missing, and score each as soon as it is committed."""
-    from clsight.extract import extract_on, threads
-    from clsight.extractor import devices
-    from clsight.scores import score_shard
+    """Extract and score the shards that are missing."""
+    from clsight.executors.jobs import Job
+    from clsight.extract import Worker
 
-    jobs = [(model, name) for model, names in pending.items() for name in names]
-    extracted = {(m, name) for m in pending for name in shards.done(folder / m / "attention")}
-    missing = [job for job in jobs if job not in extracted]
-    chosen = devices(device)
-    event("extraction", f"{len(missing)} shards to extract in {plan.dtype} on {', '.join(chosen)}",
-          n_shards=len(missing), devices=chosen)
+    _write_head_weights(folder, plan)
+    jobs = [Job(model, name) for model, names in pending.items() for name in names]
+    event("extraction", f"{len(jobs)} shards to extract and score in {plan.dtype} {executor}",
+          n_shards=len(jobs), executor=str(executor))
     n_rows = plan.n_rows or 0
     n_documents = n_rows - bad_documents(folder / "documents").num_rows
     ahead = {model: max(0, n_documents - min(n_rows, len(names) * plan.shard_size))
              for model, names in pending.items()}
 
-    def batch_done(model: str, n: int) -> None:
+    def report(model: str, n: int) -> None:
         progress(model, n + ahead.pop(model, 0), n_documents)
 
-    def score(model: str, name: str) -> None:
-        with clock.stage("score"):
-            score_shard(folder, plan, model, name)
-        event("scored", f"{model}: {name} is scored", logging.DEBUG, model=model, shard=name)
-
-    with threads(1) as scorer:
-        committed = itertools.chain(
-            (job for job in jobs if job in extracted),
-            extract_on(chosen, folder, plan, missing, tokens_per_batch, batch_done, clock),
-        )
-        scoring: deque[Future[None]] = deque()
-        for job in committed:
-            scoring.append(scorer.submit(score, *job))
-            while scoring and scoring[0].done():  # a failure is not left to the end of the night
-                scoring.popleft().result()
-        for scored in scoring:
-            scored.result()
+    n_jobs = {model: -(-len(names) // executor.n_workers) for model, names in pending.items()}
+    make = partial(Worker, folder.resolve(), plan, n_jobs, tokens_per_batch)
+    for _ in executor.run(make, jobs, report, clock):
+        pass
 
 
 def _is_built(folder: Path, plan: Plan, options: Options) -> bool:
@@ -348,7 +423,6 @@ def _refuse_foreign_folder(folder: Path) -> None:
         raise UsageError(f"{folder} is a file; give an output folder")
     if not folder.is_dir() or any((folder / name).is_file() for name in plans.FILES):
         return
-    ours = {lock.FILE, "log"}
-    if any(path.name not in ours and not path.name.startswith(shards.PARTIAL)
-           for path in folder.iterdir()):
+    ours = (lock.FILE, "log", shards.PARTIAL)
+    if any(not path.name.startswith(ours) for path in folder.iterdir()):
         raise UsageError(f"{folder} is not a clsight run and not empty; give another output folder")

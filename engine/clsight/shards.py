@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,7 +100,7 @@ def replaced(path: Path, check: Callable[[Path], object] = lambda _: None) -> It
     either the old file or the new one.
     """
     _make_folder(path.parent)
-    temporary = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
+    temporary = path.with_name(f"{PARTIAL}{path.name}-{uuid4().hex}")  # as no other machine's
     try:
         yield temporary
         _sync(temporary)

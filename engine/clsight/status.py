@@ -140,9 +140,13 @@ def _state(run: Path, plan: Plan) -> str:
 
 
 def _session(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events since the last start."""
-    starts = [i for i, e in enumerate(said) if e["event"] == "started"]
-    return said[starts[-1]:] if starts else []
+    """The events since the last start; of processes that have a part each, since each one's."""
+    last = {e.get("part"): i for i, e in enumerate(said) if e["event"] == "started"}
+    whole = last.pop(None, -1)
+    later = {part: i for part, i in last.items() if i > whole}
+    if not later:
+        return said[whole:] if whole >= 0 else []
+    return [e for i, e in enumerate(said) if i >= later.get(e.get("part"), len(said))]
 
 
 def _at_work(session: list[dict[str, Any]]) -> str | None:
@@ -167,9 +171,14 @@ def _of(session: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
 
 def _rate(session: list[dict[str, Any]], stage: str) -> float | None:
     """Documents a second of a stage in its last minutes; None where it was hardly seen."""
-    found = _of(session, stage)
-    if not found:
-        return None
+    by_part: dict[str, list[dict[str, Any]]] = {}
+    for found in _of(session, stage):
+        by_part.setdefault(found.get("part", ""), []).append(found)
+    rates = [rate for rate in map(_rate_of, by_part.values()) if rate is not None]
+    return sum(rates) if rates else None
+
+
+def _rate_of(found: list[dict[str, Any]]) -> float | None:
     last = found[-1]
     first = next(e for e in found if (_time(last) - _time(e)).total_seconds() <= WINDOW)
     seconds = (_time(last) - _time(first)).total_seconds()

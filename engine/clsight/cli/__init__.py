@@ -1,7 +1,7 @@
 """The command line: parse, call, print. stdout is data, stderr is progress.
 
     options      what commands share
-    running      run, demo
+    running      run, merge, demo
     asking       query, status, verify
     showing      heatmap, report, serve, export
     validating   validate
@@ -20,12 +20,12 @@ import clsight
 from clsight.cli.asking import query, status, verify
 from clsight.cli.completion import completion
 from clsight.cli.options import DONE, FAILED, USAGE, example
-from clsight.cli.running import demo, run
+from clsight.cli.running import demo, merge, run
 from clsight.cli.showing import export, heatmap, report, serve
 from clsight.cli.validating import validate
 from clsight.errors import ClsightError, UsageError, printable
 
-COMMANDS = (run, demo, query, status, verify, heatmap, report, serve, export, validate,
+COMMANDS = (run, merge, demo, query, status, verify, heatmap, report, serve, export, validate,
             completion)
 
 

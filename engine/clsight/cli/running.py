@@ -3,14 +3,17 @@
 import gc
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from clsight.cli.options import as_json, example, hint, kept_of, pairs, say_json
+from clsight.cli.options import as_json, example, hint, kept_of, pairs, run_folder, say_json
+from clsight.parts import Part
 from clsight.screen import log_on_stderr, progress_bar, show_profile, shown_on
 from clsight.stopping import stoppable
 
@@ -72,16 +75,42 @@ def _number_or_auto(given: str) -> int | None:
               help="Also p values that hold for all words together (Westfall-Young).")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Seed of permutations and bootstrap.")
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Where shards are extracted and scored: on this machine, or on a Ray cluster.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N",
+              help="How many processes or actors [default: one for each card; on processors one "
+                   "here, and as many as have room on a cluster].")
+@click.option("--ray-address", metavar="ADDRESS",
+              help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine].")
+@click.option("--shards", "part", metavar="I/N",
+              help="Only every N-th shard from the I-th on, up to its scores, for array jobs on a "
+                   "folder that all see; then: clsight merge RUN.")
 @click.option("--profile", is_flag=True,
               help="Show where the time went, and how near the hardware's limit.")
 @as_json
-def run(data: str, id_: str | None, models: tuple[str, ...], output: str, **options: Any) -> None:
+def run(data: str, id_: str | None, models: tuple[str, ...], output: str, part: str | None,
+        **options: Any) -> None:
     """Extract, score and test a dataset; run it again to resume."""
     from clsight.statistics import Options
 
     tested = ("min_documents", "min_mass_ratio", "bigrams", "groups", "max_t", "seed")
     test = Options(**{name: options.pop(name) for name in tested})
-    _run_and_summarise(data, pairs(models, "--model"), output, id=id_, options=test, **options)
+    _run_and_summarise(data, pairs(models, "--model"), output, id=id_, options=test,
+                       part=None if part is None else Part.of(part), **options)
+
+
+@click.command(epilog=example(
+    "clsight run … -o run --shards 0/2    # on one machine",
+    "clsight run … -o run --shards 1/2    # on another",
+    "clsight merge run"))
+@run_folder
+@as_json
+def merge(run: Path, as_json: bool) -> None:
+    """Make the tables of a run whose shards were made in parts (run --shards I/N)."""
+    from clsight import pipeline
+
+    with _finished(run, as_json), progress_bar() as bar, log_on_stderr():
+        pipeline.merge(run, shown_on(bar))
 
 
 @click.command(epilog=example("clsight demo", "clsight query clsight-demo findings"))
@@ -104,33 +133,53 @@ def demo(output: str, documents: int, seed: int, as_json: bool) -> None:
 
 def _run_and_summarise(
     data: str, models: dict[str, str], output: str, *, as_json: bool, profile: bool = False,
-    **options: Any,
+    part: Part | None = None, **options: Any,
 ) -> None:
-    with stoppable(lambda: kept_of(Path(output))):
+    folder, started = Path(output), time.monotonic()
+    with _finished(folder, as_json, part):
         import_engine()
-        from clsight import database, pipeline
+        from clsight import pipeline
         from clsight.clock import Clock
-        from clsight.output import write
 
-        started, clock = time.monotonic(), Clock(detailed=profile)
+        clock = Clock(detailed=profile)
         with progress_bar() as bar, log_on_stderr():
             run = pipeline.run(data, models=models, output=output, progress=shown_on(bar),
-                               clock=clock, **options)
-    if profile:
-        show_profile(clock, time.monotonic() - started, run, options.get("device", "auto"))
-    with database.connect(run.folder) as connection:
+                               clock=clock, part=part, **options)
+        if profile:
+            show_profile(clock, time.monotonic() - started, run, options.get("device", "auto"))
+
+
+@contextmanager
+def _finished(folder: Path, as_json: bool, part: Part | None = None) -> Iterator[None]:
+    """A block that completes a run, or a part of it; what was found is shown behind it."""
+    started = time.monotonic()
+    with stoppable(lambda: kept_of(folder)):
+        yield
+    if part is None:
+        _show_summary(folder, as_json)
+    elif as_json:
+        say_json({"run": str(folder), "part": str(part)})
+    done = "complete" if part is None else f"part {part} is complete"
+    click.echo(f"{folder}: {done}, {time.monotonic() - started:.1f} s", err=True)
+    if part is None:
+        hint(f"clsight query {folder}", "lists what can be asked",
+             f"clsight report {folder} -o report.html", "the dashboard as a file",
+             f"clsight serve {folder}", "the same with all documents")
+
+
+def _show_summary(folder: Path, as_json: bool) -> None:
+    from clsight import database
+    from clsight.output import write
+
+    with database.connect(folder) as connection:
         answers = {name: database.query(connection, name, {}).read_all()
                    for name in ("summary", "findings")}
     if as_json:
-        say_json({"run": str(run.folder), **{name: answer.to_pylist()
-                                             for name, answer in answers.items()}})
+        say_json({"run": str(folder), **{name: answer.to_pylist()
+                                         for name, answer in answers.items()}})
     else:
         for answer in answers.values():
             write(answer.to_reader(), "table", sys.stdout.buffer)
-    click.echo(f"{run.folder}: complete, {time.monotonic() - started:.1f} s", err=True)
-    hint(f"clsight query {run.folder}", "lists what can be asked",
-         f"clsight report {run.folder} -o report.html", "the dashboard as a file",
-         f"clsight serve {run.folder}", "the same with all documents")
 
 
 def import_engine() -> None:

@@ -1,0 +1,255 @@
+"""Wherever shards are worked on: the same tables; nothing is lost where workers or drivers die."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from clsight import shards
+from clsight.clock import Clock
+from clsight.errors import ClsightError, UsageError
+from clsight.executors import dispatch, jobs, local, opened
+from clsight.executors.dispatch import Died, Done, Ready
+from clsight.executors.jobs import Job
+from clsight.extract import Worker
+from conftest import demo_models
+from test_pipeline import run
+
+SIZE = 50
+"""Documents a shard: twelve shards of the reviews."""
+
+
+class Mortal(Worker):
+    """A worker that is killed while it has shards, as often as there are `lives` to take."""
+
+    def __init__(self, *given, lives, only=None):
+        super().__init__(*given)
+        self.lives, self.only = lives, only
+
+    def take(self, job):
+        if job.shard == self.only or (self.only is None and random.random() < 0.5):
+            for life in self.lives.iterdir():
+                life.unlink(missing_ok=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        super().take(job)
+
+
+class Failing(Worker):
+    def take(self, job):
+        if job.shard == "00003.parquet":
+            raise ClsightError("shard 3 is not to be had")
+        super().take(job)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes, of a core each; the first has the driver and no worker."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    # Its nodes know the package, and not the tests.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    made.add_node(num_cpus=1)
+    made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(params=["local", "ray"])
+def executor(request):
+    """A function (workers) -> an open executor."""
+    address = request.getfixturevalue("cluster").address if request.param == "ray" else None
+    return partial(opened, request.param, "cpu", ray_address=address)
+
+
+@pytest.fixture(scope="module")
+def reference(reviews, tmp_path_factory):
+    """The run of one process, on as many cores as each of several workers has."""
+    import torch
+
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(reviews, tmp_path_factory.mktemp("reference") / "run", shard_size=SIZE,
+                   layers="last")
+    finally:
+        torch.set_num_threads(cores)
+
+
+@pytest.fixture
+def bare(reference, tmp_path):
+    """A run folder with documents and nothing else, and all its jobs."""
+    (tmp_path / "documents").symlink_to(reference.folder / "documents")
+    return tmp_path, [Job(model, name) for model in reference.plan.models
+                      for name in reference.plan.shard_names()]
+
+
+def same_tables(reference, folder):
+    """Every shard is there, once, and holds what the reference's holds, row for row."""
+    for model in reference.plan.models:
+        for made in shards.MADE:
+            assert shards.done(folder / model / made) == {*reference.plan.shard_names()}
+            for name in reference.plan.shard_names():
+                one, other = (pq.read_table(at / model / made / name)
+                              for at in (reference.folder, folder))
+                assert one.schema == other.schema
+                for column in one.column_names:
+                    same(one[column].combine_chunks(), other[column].combine_chunks())
+    assert not list(folder.glob(f"*/*/{shards.PARTIAL}*"))
+
+
+def same(one, other):
+    """Equal; floats but for the order of sums, which follows the number of threads."""
+    while pa.types.is_list(one.type):
+        assert one.offsets.equals(other.offsets)
+        one, other = one.values, other.values
+    if pa.types.is_floating(one.type):
+        assert one.is_null().equals(other.is_null())
+        np.testing.assert_allclose(pc.fill_null(one, 0), pc.fill_null(other, 0), rtol=1e-4,
+                                   atol=1e-5)
+    else:
+        assert one.equals(other)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_makes_the_same_shards(executor, reference, bare, workers):
+    folder, todo = bare
+    make, done = partial(Worker, folder, reference.plan, {}, None), []
+    if executor.args[0] == "ray" and workers == 4:
+        workers = None  # there is room for two: as many are started
+    with executor(workers) as where:
+        committed = list(where.run(make, todo, lambda model, n: done.append((model, n)), Clock()))
+    assert sorted(committed) == sorted(todo)
+    same_tables(reference, folder)
+    for model in reference.plan.models:
+        assert sum(n for name, n in done if name == model) == reference.plan.n_rows
+
+
+def test_workers_that_are_killed_lose_and_double_nothing(
+    executor, reference, bare, tmp_path, monkeypatch
+):
+    """Four times; `benchmarks/executors.py` kills twenty."""
+    monkeypatch.setattr(dispatch, "MOST_DEATHS", 20)
+    folder, todo = bare
+    (lives := tmp_path / "lives").mkdir()
+    for life in range(4):
+        (lives / str(life)).touch()
+    with executor(2) as where:
+        make = partial(Mortal, folder, reference.plan, {}, None, lives=lives)
+        committed = list(where.run(make, todo, lambda *_: None, Clock()))
+    assert not list(lives.iterdir())
+    assert sorted(committed) == sorted(todo)
+    shards.sweep(folder)
+    same_tables(reference, folder)
+
+
+def test_a_shard_that_kills_its_workers_is_named_and_all_others_are_done(
+    executor, reference, bare, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dispatch, "MOST_DEATHS", 1)
+    folder, todo = bare
+    (lives := tmp_path / "lives").mkdir()
+    for life in range(100):
+        (lives / str(life)).touch()
+    make = partial(Mortal, folder, reference.plan, {}, None, lives=lives, only="00003.parquet")
+    with executor(2) as where, pytest.raises(ClsightError, match=r"2 workers ended at bert 00003"):
+        list(where.run(make, todo[:12], lambda *_: None, Clock()))
+
+
+def test_an_error_is_raised_once_what_is_at_work_is_done(executor, reference, bare):
+    folder, todo = bare
+    make, committed = partial(Failing, folder, reference.plan, {}, None), []
+    with executor(2) as where, pytest.raises(ClsightError, match="shard 3 is not to be had"):
+        committed += where.run(make, todo[:5], lambda *_: None, Clock())
+    for name in ("00000.parquet", "00001.parquet", "00002.parquet"):
+        assert name in shards.done(folder / "bert" / "scores")
+
+
+def test_nodes_may_leave_and_join(cluster, reference, bare):
+    folder, todo = bare
+    make, committed, added = partial(Worker, folder, reference.plan, {}, None), [], []
+    with opened("ray", "cpu", None, cluster.address) as where:
+        lost = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        for job in where.run(make, todo, lambda *_: None, Clock()):
+            committed.append(job)
+            if len(committed) == 3:
+                cluster.remove_node(lost)
+                added.append(cluster.add_node(num_cpus=1))
+    cluster.remove_node(added[0])
+    assert sorted(committed) == sorted(todo)
+    same_tables(reference, folder)
+
+
+def test_a_driver_that_is_killed_goes_on_by_the_same_command(
+    executor, reference, reviews, tmp_path
+):
+    name, address = executor.args[0], executor.keywords["ray_address"]
+    models = [part for pair in demo_models().items() for part in ("--model", "=".join(pair))]
+    command = [sys.executable, "-m", "clsight.cli", "run", str(reviews), "--text", "text",
+               "--label", "label", *models, "-o", str(tmp_path / "run"), "--shard-size", str(SIZE),
+               "--dtype", "float32", "--min-documents", "20", "--executor", name, "--workers", "2",
+               *(["--ray-address", address] if address else [])]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(shards.done(tmp_path / "run" / "bert" / "scores")) < 3:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    assert len(shards.done(tmp_path / "run" / "roberta" / "scores")) < 12
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    same_tables(reference, tmp_path / "run")
+
+
+class Scripted:
+    """Workers, two jobs at a time, that are ready in order; worker 1 dies of its first two jobs."""
+
+    def __init__(self):
+        self.given, self.said = [], [(0, Ready(2)), (1, Ready(2))]
+
+    def give(self, worker, job):
+        self.given.append((worker, job.shard))
+        if worker == 0 or len(self.given) > 4:
+            self.said.append((worker, Done(job)))
+        elif [who for who, _ in self.given].count(1) == 2:
+            self.said[:0] = [(1, Died("is dead")), (1, Ready(2))]
+
+    def wait(self):
+        yield self.said.pop(0)
+
+
+def test_jobs_go_to_who_has_least_and_those_of_the_dead_come_last():
+    todo, pool = [Job("m", str(i)) for i in range(7)], Scripted()
+    assert sorted(dispatch.dispatch(todo, pool, lambda *_: None)) == todo
+    assert pool.given[:4] == [(0, "0"), (0, "1"), (1, "2"), (1, "3")]
+    assert {shard for _, shard in pool.given[-2:]} == {"2", "3"}
+    assert len(pool.given) == 9
+
+
+def test_more_workers_than_cards_are_refused(monkeypatch):
+    monkeypatch.setattr("clsight.extractor.devices", lambda device: ["cuda:0", "cuda:1"])
+    assert local.local("cuda", None).places == [jobs.Place("cuda:0", max(1, os.cpu_count() // 2)),
+                                               jobs.Place("cuda:1", max(1, os.cpu_count() // 2))]
+    with pytest.raises(UsageError, match="--workers 3: here are 2 cards"):
+        local.local("cuda", 3)
+
+
+def test_a_cluster_that_is_not_there_is_a_sentence():
+    pytest.importorskip("ray")
+    with pytest.raises(UsageError, match=r"--ray-address 127\.0\.0\.1:1"), \
+            opened("ray", "cpu", None, "127.0.0.1:1"):
+        pass
