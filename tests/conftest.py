@@ -14,7 +14,7 @@ from clsight.models import inspect, load
 
 SHARED = Path(__file__).parents[2] / "shared"
 DEMO = Path(pipeline.__file__).parent / "demo" / "models"
-VALIDATED = {"sample": 24, "seed": 4, "steps": 20}
+VALIDATED = {"sample": 12, "seed": 4, "steps": 20}
 REAL_MODELS = ("bert-rt", "roberta-rt", "minilm-rt")
 
 

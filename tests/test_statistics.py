@@ -231,11 +231,11 @@ def null_run(real_run, folder, seed):
     return [len(found.sql(relation)) > 0 for relation in ("over_attended", "neglected")]
 
 
-def test_null_runs_find_nothing_in_19_of_20_seeds(real_run, tmp_path):
+def test_null_runs_find_nothing_in_19_of_20(real_run, tmp_path):
     """Of 100 seeds, 2 had an over-attended word and 2 others a neglected one: 4 %, as promised."""
     over, neglected = zip(
-        *(null_run(real_run, tmp_path / str(seed), seed) for seed in range(20)), strict=True
+        *(null_run(real_run, tmp_path / str(seed), seed) for seed in range(10)), strict=True
     )
     assert sum(over) <= 1
-    # 4 or more of 20 have a probability of 1.6 % where one run in 20 finds anything.
-    assert sum(map(any, zip(over, neglected, strict=True))) <= 3
+    # 3 or more of 10 have a probability of 1.2 % where one run in 20 finds anything.
+    assert sum(map(any, zip(over, neglected, strict=True))) <= 2

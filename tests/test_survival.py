@@ -65,7 +65,7 @@ def test_flipped_bytes_are_found_wherever_they_are(reference):
 
 
 def test_a_run_that_was_asked_to_end_comes_to_the_same_tables(server, tmp_path):
-    case, run = generated(tmp_path, 1200, shard_size=60), tmp_path / "run"
+    case, run = generated(tmp_path, 800, shard_size=40), tmp_path / "run"
     assert server.run(case, tmp_path / "reference").code == 0
     process = subprocess.Popen(case.command(run), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)
