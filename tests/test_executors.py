@@ -3,9 +3,7 @@
 import os
 import random
 import signal
-import subprocess
 import sys
-import time
 from functools import partial
 
 import numpy as np
@@ -21,7 +19,6 @@ from clsight.executors import dispatch, jobs, local, opened
 from clsight.executors.dispatch import Died, Done, Ready
 from clsight.executors.jobs import Job
 from clsight.extract import Worker
-from conftest import demo_models
 from test_pipeline import run
 
 SIZE = 50
