@@ -18,6 +18,15 @@ VALIDATED = {"sample": 12, "seed": 4, "steps": 20}
 REAL_MODELS = ("bert-rt", "roberta-rt", "minilm-rt")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What a test logged goes to another process, as UTF-8, which not every text here is."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode())
+                       for name, text in report.sections]
+    return report
+
+
 def shared(*parts: str) -> Path:
     """A path in the folder of real data and models beside the project; skips where it is not."""
     path = SHARED.joinpath(*parts)

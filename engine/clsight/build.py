@@ -15,7 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from clsight import comparisons, faithfulness, masses, shards, tables, units
+from clsight import comparisons, faithfulness, masses, shards, store, tables, units
 from clsight.blocks import Blocks
 from clsight.bootstrap import Bootstrap
 from clsight.database import at, quoted, sql_files, views_in_order
@@ -79,6 +79,8 @@ def build(
 
 
 def _build(run: Path, plan: Plan, options: Options, progress: Progress) -> None:
+    store.fetch(run / "documents", *(run / model / made for model in plan.models
+                                     for made in ("", *shards.MADE)))
     with shards.replaced(run / tables.DATABASE, _refuse_half) as path, ExitStack() as stack:
         connection = stack.enter_context(_opened(path, run))
         scratch = Path(stack.enter_context(
@@ -105,7 +107,7 @@ def renew_faithfulness(run: Path, plan: Plan) -> None:
     database = run / tables.DATABASE
     try:
         with shards.replaced(database, _refuse_half) as path:
-            shutil.copyfile(database, path)
+            shutil.copyfile(store.fetched(database), path)
             with at(duckdb.connect(path), run) as connection:
                 _store(connection, "measured_faithfulness", faithfulness.read(run, plan))
                 connection.execute("CHECKPOINT")
@@ -116,7 +118,7 @@ def renew_faithfulness(run: Path, plan: Plan) -> None:
 
 def is_built(run: Path, plan: Plan, options: Options) -> bool:
     """True where the database was made from this plan, with these options and these relations."""
-    if not (run / tables.DATABASE).is_file():
+    if not store.fetched(run / tables.DATABASE).is_file():
         return False
     try:
         return _parameters_of(run / tables.DATABASE) == [_parameters(plan, options)]

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from clsight import plan as plans
+from clsight import store
 from clsight.errors import ClsightError, UsageError, said
 from clsight.tables import DATABASE
 
@@ -62,7 +63,7 @@ def connect(run: Path, limits: Mapping[str, str] | None = None) -> duckdb.DuckDB
         ClsightError: the file is damaged.
     """
     plans.load(run)
-    if not (run / DATABASE).is_file():
+    if not store.fetched(run / DATABASE).is_file():
         raise UsageError(f"{run} has no {DATABASE} yet: let clsight run finish first")
     try:
         connection = duckdb.connect(run / DATABASE, read_only=True)
@@ -142,6 +143,7 @@ def query(
         # Not EXPLAIN either: with ANALYZE it runs what it explains, COPY ... TO among others.
         if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
             raise UsageError("one SELECT statement is needed: a run is read-only")
+        fetch_sources(_run_of(connection), sql)
         wanted = statements[0].named_parameters
         values = _values(wanted, parameters(sql), given, name_or_sql)
         reader = connection.sql(sql, params=values).arrow(rows_per_batch)
@@ -162,6 +164,7 @@ def _errors_named(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
 
 def failed_checks(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """Checks in sql/checks that return rows, and how many."""
+    fetch_sources(_run_of(connection), *sql_files("checks").values())
     try:
         counts = {
             check: len(connection.sql(sql).to_arrow_table())
@@ -170,6 +173,25 @@ def failed_checks(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     except duckdb.Error as error:
         raise ClsightError(f"the checks cannot be asked: {said(error)}") from error
     return {check: count for check, count in counts.items() if count}
+
+
+def fetch_sources(run: Path, *questions: str) -> None:
+    """Bring the shards that questions read, of a run that lies in object storage.
+
+    Whole folders of them: those that the questions name, and the views in them.
+    """
+    if store.of(run) is None:
+        return
+    views = {name: sql for name, sql in sql_files("views").items() if "REPLACE VIEW" in sql}
+    patterns, waiting = set[str](), [*questions]
+    while waiting:
+        sql = waiting.pop()
+        patterns.update(_PATTERN.findall(sql))
+        waiting += [views.pop(view) for view in [*views] if _reads(sql, view)]
+    models = plans.load(run).models
+    store.fetch(*(run / pattern.replace("*", model, 1).rpartition("/")[0]
+                  for pattern in sorted(patterns)
+                  for model in (models if pattern.startswith("*/") else ["*"])))
 
 
 def at(connection: duckdb.DuckDBPyConnection, run: Path) -> duckdb.DuckDBPyConnection:
@@ -195,11 +217,22 @@ def _values(
 def views_in_order(views: dict[str, str]) -> list[str]:
     """The views in an order in which they can be created: each after those that it reads."""
     needs = {
-        view: {other for other in views if re.search(rf"\b(?:FROM|JOIN|,)\s+{other}\b", sql)}
-        - {view}
+        view: {other for other in views if _reads(sql, other)} - {view}
         for view, sql in views.items()
     }
     return list(TopologicalSorter(needs).static_order())
+
+
+def _reads(sql: str, relation: str) -> bool:
+    """Whether SQL reads a relation, or at least a list in it has its name."""
+    pattern = rf'(?:\b(?:FROM|JOIN)|,)\s+"?{relation}\b'
+    return re.search(pattern, sql, re.IGNORECASE) is not None
+
+
+def _run_of(connection: duckdb.DuckDBPyConnection) -> Path:
+    """The run folder of a connection; see `at`."""
+    (folder,), *_ = connection.sql("SELECT current_setting('file_search_path')").fetchall()
+    return Path(folder)
 
 
 def quoted(path: Path) -> str:

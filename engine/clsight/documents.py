@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clsight import shards
+from clsight import shards, store
 from clsight.columns import Reasons, identifiers, of_type, shown, spelled, text, unpacked
 from clsight.errors import ClsightError, listed, said
 from clsight.readers import Rows
@@ -74,7 +74,7 @@ def mark_repeated(drafts: Path, folder: Path) -> None:
 
     names = shards.done(drafts)
     files = [drafts / name for name in names]
-    files += [folder / name for name in shards.done(folder) - names]
+    files += [store.fetched(folder / name) for name in shards.done(folder) - names]
     spilled = drafts / "spilled"
     try:
         with duckdb.connect(config={"memory_limit": MEMORY_LIMIT,

@@ -42,6 +42,9 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
     A line that was cut off (by a loss of power) is left out. Events of processes that had a part of
     the run have that `part`.
     """
+    from clsight import store  # which says events itself
+
+    store.catch_up((run / FILE).parent)
     files = [path for path in (run / FILE, *sorted((run / FILE).parent.glob(_file("*")))) if
              path.is_file()]
     yield from heapq.merge(*map(_read, files), key=lambda found: found["time"])
@@ -87,8 +90,11 @@ def logged(
         before: events that were `kept` until there was a file.
         part: of the run, such as "0/4", whose events have a file of their own.
     """
+    from clsight import store
+
     path = run / FILE if part is None else (run / FILE).with_name(_file(part))
     path.parent.mkdir(parents=True, exist_ok=True)
+    store.catch_up(path.parent)
     _end_last_line(path)
     handler, level = _Lines(path, encoding="utf-8", errors="backslashreplace"), log.level
     handler.setFormatter(_Json())
@@ -96,19 +102,20 @@ def logged(
         handler.handle(record)
     log.setLevel(logging.DEBUG)
     log.addHandler(handler)
-    try:
-        yield
-    except (ClsightError, Stopped) as error:
-        event("stopped", str(error), logging.ERROR, error=type(error).__name__)
-        raise
-    except BaseException as error:
-        event("stopped", f"{type(error).__name__}: {error}", logging.ERROR,
-              error=type(error).__name__, trace=traceback.format_exc())
-        raise
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        handler.close()
+    with store.followed(path):
+        try:
+            yield
+        except (ClsightError, Stopped) as error:
+            event("stopped", str(error), logging.ERROR, error=type(error).__name__)
+            raise
+        except BaseException as error:
+            event("stopped", f"{type(error).__name__}: {error}", logging.ERROR,
+                  error=type(error).__name__, trace=traceback.format_exc())
+            raise
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+            handler.close()
 
 
 class Heartbeat:

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from clsight import kernels, memory, shards
+from clsight import kernels, memory, shards, store
 from clsight.clock import Clock
 from clsight.errors import ClsightError, Stopped
 from clsight.events import event
@@ -39,13 +38,13 @@ class Worker:
     """
 
     def __init__(
-        self, run: Path, plan: Plan, n_jobs: Mapping[str, int], tokens_per_batch: int | None,
+        self, run: str, plan: Plan, n_jobs: Mapping[str, int], tokens_per_batch: int | None,
         place: Place, report: Report, clock: Clock,
     ) -> None:
         """A device with no model yet.
 
         Args:
-            run: the run folder.
+            run: the run folder, or its URL.
             plan: its plan.
             n_jobs: model -> shards that lie ahead of this worker.
             tokens_per_batch: pieces per batch; None for what suits the device.
@@ -55,7 +54,7 @@ class Worker:
         """
         self._tokenisers = _tokenisers(place)
         self.in_flight = max(1, self._tokenisers) + 2
-        self._run, self._plan, self._n_jobs = run, plan, n_jobs
+        self._run, self._plan, self._n_jobs = store.folder(run), plan, n_jobs
         self._tokens_per_batch, self._device = tokens_per_batch, place.device
         self._report, self._clock = report, clock
         self._opening: dict[str, Future[Extractor]] = {}
@@ -95,7 +94,7 @@ class Worker:
         Raises:
             ClsightError: the model or the shard cannot be read, or a process ended.
         """
-        if not (self._run / job.model / "attention" / job.shard).is_file():
+        if not store.exists(self._run / job.model / "attention" / job.shard):
             self.extract(job)
         self._scorer.submit(self._score, job).result()
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from clsight import shards, tables
+from clsight import shards, store, tables
 from clsight.plan import Plan
 
 FILE = "faithfulness.parquet"
@@ -161,7 +161,7 @@ def read(run: Path, plan: Plan) -> pa.Table:
     """
     found = [tables.faithfulness().empty_table()]
     for model in plan.models:
-        if (path := run / model / FILE).is_file():
+        if (path := store.fetched(run / model / FILE)).is_file():
             stored = shards.read(path)
             if is_current(stored, plan, model):
                 found.append(stored.replace_schema_metadata())

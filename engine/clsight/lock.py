@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from clsight import events
+from clsight import events, lease, store
 from clsight.errors import ClsightError, listed
 from clsight.parts import Part
 
@@ -55,7 +55,9 @@ def turn(run: Path) -> Iterator[None]:
         events.event("waiting", f"waiting for {holder(run)}, which prepares {run}")
         lock.acquire()
     try:
-        yield
+        with lease.held(run / FILE, wait=True):
+            store.reconcile(run)
+            yield
     finally:
         lock.release()
 
@@ -63,9 +65,10 @@ def turn(run: Path) -> Iterator[None]:
 @contextmanager
 def _held(run: Path, file: str) -> Iterator[None]:
     try:
-        with FileLock(run / file, timeout=PATIENCE):
+        with FileLock(run / file, timeout=PATIENCE), lease.held(run / file):
+            store.reconcile(run)
             yield
-    except Timeout as error:
+    except (Timeout, lease.HeldError) as error:
         raise ClsightError(f"{run} is at work in another process ({holder(run)}); wait for it, or "
                            "end it") from error
 
@@ -76,10 +79,12 @@ def is_held(run: Path) -> bool:
 
 
 def _parts(run: Path) -> list[str]:
-    return sorted(path.name for path in run.glob(f"{FILE}-*"))
+    return sorted(name for name in store.names(run) if name.startswith(f"{FILE}-"))
 
 
 def _is_held(path: Path) -> bool:
+    if lease.is_held(path):
+        return True
     if not path.is_file() or not os.access(path, os.W_OK):
         return False
     try:

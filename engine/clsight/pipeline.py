@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clsight import __version__, events, executors, lock, memory, shards, tables
+from clsight import __version__, events, executors, lease, lock, memory, shards, store, tables
 from clsight import plan as plans
 from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
 from clsight.errors import ClsightError, UsageError, listed
@@ -66,7 +66,7 @@ def run(
         text: column of the texts.
         label: column of the gold labels: class numbers from 0, or the models' label names.
         models: name in the run -> checkpoint folder, or name on the Hugging Face Hub.
-        output: the run folder; made if missing.
+        output: the run folder, a path or a URL; made if missing.
         id: column of document ids; by default the row, from 0.
         text_pair: column of the second texts, for classifiers of pairs.
         split: which split of a Hugging Face dataset.
@@ -101,14 +101,14 @@ def run(
     from clsight.clock import Clock
 
     options, clock = options or Options(), clock or Clock()
-    folder, dataset = Path(output), Dataset(
+    folder, dataset = store.folder(output), Dataset(
         data, text, label, id, split, text_pair, group_by)
     plans.refuse_bad_names(models)
     _refuse_foreign_folder(folder)
     with events.kept() as noticed:
         inspected, chosen = _inspected(models, layers, scores, dataset)
     _refuse_unknown_target(target, inspected)
-    progress = _also(events.Heartbeat(), progress)
+    progress = _observed(folder, progress)
     with executors.opened(executor, device, workers, ray_address) as where:
         plan = Plan(
             dataset=_dataset_plan(dataset, on_bad_row), models=inspected,
@@ -150,7 +150,7 @@ def merge(
     from clsight.clock import Clock
 
     plan, clock = plans.load(folder), clock or Clock()
-    progress = _also(events.Heartbeat(), progress)
+    progress = _observed(folder, progress)
     with _at_work(folder, []):
         shards.sweep(folder)
         _say_started(plan, folder)
@@ -200,12 +200,16 @@ def _make_tables(
     event("complete", f"{folder} is complete")
 
 
-def _also(first: Progress, second: Progress) -> Progress:
-    def both(stage: str, documents: int, total: int) -> None:
-        first(stage, documents, total)
-        second(stage, documents, total)
+def _observed(folder: Path, progress: Progress) -> Progress:
+    """The same, which also leaves signs of life, and ends where the run is another's by now."""
+    heartbeat = events.Heartbeat()
 
-    return both
+    def observed(stage: str, documents: int, total: int) -> None:
+        lease.refuse_lost(folder)
+        heartbeat(stage, documents, total)
+        progress(stage, documents, total)
+
+    return observed
 
 
 @contextmanager
@@ -250,7 +254,7 @@ def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
 
 def _begun(folder: Path, plan: Plan) -> Plan:
     """The plan, written into its folder; refuses a folder that was made by another one."""
-    if any((folder / name).exists() for name in plans.FILES):
+    if any(store.exists(folder / name) for name in plans.FILES):
         old = plans.load(folder)
         # Before the documents are complete nothing depends on the old plan yet.
         if old.n_rows is not None:
@@ -272,7 +276,7 @@ def _begun_for_parts(folder: Path, plan: Plan) -> Plan:
     Raises:
         UsageError: with what is not the same.
     """
-    if not any((folder / name).exists() for name in plans.FILES) or (
+    if not any(store.exists(folder / name) for name in plans.FILES) or (
         (old := plans.load(folder)).n_rows is None
     ):
         return _begun(folder, plan)
@@ -370,7 +374,7 @@ def _write_head_weights(folder: Path, plan: Plan) -> None:
 
     for model in plan.models:
         made = shards.done(folder / model / "attention")
-        if made and not (folder / model / "head_weights.parquet").is_file():
+        if made and not store.exists(folder / model / "head_weights.parquet"):
             open_extractor(model, plan, folder, "cpu")
 
 
@@ -395,7 +399,7 @@ def _extract_and_score(
         progress(model, n + ahead.pop(model, 0), n_documents)
 
     n_jobs = {model: -(-len(names) // executor.n_workers) for model, names in pending.items()}
-    make = partial(Worker, folder.resolve(), plan, n_jobs, tokens_per_batch)
+    make = partial(Worker, store.place(folder.resolve()), plan, n_jobs, tokens_per_batch)
     for _ in executor.run(make, jobs, report, clock):
         pass
 
@@ -421,8 +425,9 @@ def _refuse_foreign_folder(folder: Path) -> None:
     plans.refuse_bad_folder(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; give an output folder")
-    if not folder.is_dir() or any((folder / name).is_file() for name in plans.FILES):
+    there = store.names(folder)
+    if there.intersection(plans.FILES):
         return
     ours = (lock.FILE, "log", shards.PARTIAL)
-    if any(not path.name.startswith(ours) for path in folder.iterdir()):
+    if any(not name.startswith(ours) for name in there):
         raise UsageError(f"{folder} is not a clsight run and not empty; give another output folder")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clsight import shards, tables
+from clsight import shards, store, tables
 from clsight.errors import UsageError, listed, said
 
 FORMAT = 4
@@ -179,13 +179,13 @@ def load(run: Path) -> Plan:
         UsageError: the folder is missing or holds no plan that this version can read.
     """
     path, copy = (run / name for name in FILES)
-    if not path.is_file() and not copy.is_file():
+    if not store.fetched(path).is_file() and not store.fetched(copy).is_file():
         what = "is not a clsight run (it has no plan.json)" if run.exists() else "does not exist"
         raise UsageError(f"{run} {what}")
     try:
         return _read(path)
     except UsageError:
-        if not copy.is_file():
+        if not store.fetched(copy).is_file():
             raise
         return _read(copy)
 
@@ -195,7 +195,7 @@ def damaged(run: Path) -> dict[str, str]:
     reasons = {}
     for name in FILES:
         try:
-            _read(run / name)
+            _read(store.fetched(run / name))
         except UsageError as error:
             reasons[name] = str(error)
     return reasons

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clsight import plan as plans
+from clsight import store
 from clsight.errors import ClsightError, UsageError, listed
 from clsight.plan import Plan
 
@@ -129,12 +130,13 @@ class Run:
 
 
 def open_run(folder: str | Path) -> Run:
-    """Open a run folder.
+    """Open a run folder, by its path or URL.
 
     Raises:
         UsageError: it is not one.
     """
-    return Run(Path(folder), plans.load(Path(folder)))
+    run = store.folder(folder)
+    return Run(run, plans.load(run))
 
 
 def refuse_unknown(

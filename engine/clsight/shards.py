@@ -15,14 +15,14 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clsight import store
 from clsight.errors import ClsightError, said
 
 SCORED = ("heads", "agreement", "scores")
 """Folders of what is made of a shard's attention, in the order in which it is committed."""
 MADE = ("attention", *SCORED)
 """Folders of a model in which every shard has a file before the statistics."""
-PARTIAL = ".partial-"
-"""How names of files begin that are not whole yet; neither Arrow nor DuckDB sees them."""
+PARTIAL = store.PARTIAL
 _KEY, _NAME = b"clsight.sha256", b"clsight.shard"
 _ZEROS = b"0" * 64
 _BLOCK = 1 << 20
@@ -35,7 +35,7 @@ def name(shard: int) -> str:
 
 def done(folder: Path) -> set[str]:
     """Names of the complete shards in a folder; empty where the folder is missing."""
-    return {path.name for path in folder.glob("*.parquet")}
+    return {name for name in store.names(folder) if name.endswith(".parquet")}
 
 
 def write(table: pa.Table, path: Path) -> None:
@@ -66,7 +66,8 @@ def read(path: Path, columns: list[str] | None = None) -> pa.Table:
         ClsightError: it is missing or damaged.
     """
     try:
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        table = pq.read_table(store.fetched(path), columns=columns,
+                              page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise ClsightError(f"{path} cannot be read ({said(error)}); clsight verify names all such "
                            "files of a run, and --repair makes them again") from error
@@ -105,6 +106,7 @@ def replaced(path: Path, check: Callable[[Path], object] = lambda _: None) -> It
         yield temporary
         _sync(temporary)
         check(temporary)
+        store.push(temporary, path)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -124,6 +126,7 @@ def sweep(run: Path) -> None:
 def remove(paths: list[Path]) -> None:
     """Remove files and folders for good: the folders that held them are synced."""
     for path in paths:
+        store.remove(path)
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clsight import events, lock, shards, tables
+from clsight import events, lock, shards, store, tables
 from clsight import plan as plans
 from clsight.dataset import bad_documents
 from clsight.plan import Plan
@@ -77,9 +77,9 @@ def status(run: Path) -> Status:
               for model in plan.models}
     last = next((e for e in reversed(said) if e["event"] != "progress"), None)
     return Status(
-        run=str(run), state="running" if running else _state(run, plan), stage=stage,
+        run=store.place(run), state="running" if running else _state(run, plan), stage=stage,
         n_rows=plan.n_rows, n_shards=plan.n_shards,
-        bad_documents=bad_documents(run / "documents").num_rows if plan.n_rows else None,
+        bad_documents=_n_bad(run, said) if plan.n_rows else None,
         models=models, retried=_rows(said, "retried"), failed=_rows(said, "failed"),
         rate=rates.get(stage) if stage else None,
         seconds_left=_seconds_left(plan, models, rates.get(stage or "")) if running else None,
@@ -122,7 +122,7 @@ def lines(found: Status) -> list[str]:
 
 def kept(run: Path) -> str:
     """What a run that ends now leaves to those that go on, in one clause."""
-    if not any((run / name).is_file() for name in plans.FILES):
+    if not any(store.exists(run / name) for name in plans.FILES):
         return "nothing is kept yet"
     plan = plans.load(run)
     if plan.n_rows is None:
@@ -135,7 +135,7 @@ def kept(run: Path) -> str:
 def _state(run: Path, plan: Plan) -> str:
     made = all(shards.done(run / model / kind) >= set(plan.shard_names())
                for model in plan.models for kind in (*shards.MADE, "sums"))
-    whole = plan.n_rows is not None and made and (run / tables.DATABASE).is_file()
+    whole = plan.n_rows is not None and made and store.exists(run / tables.DATABASE)
     return "complete" if whole else "stopped"
 
 
@@ -196,6 +196,12 @@ def _seconds_left(plan: Plan, models: dict[str, Progress], present: float | None
             return None
         seconds += left / rate if left and rate else 0
     return seconds
+
+
+def _n_bad(run: Path, said: list[dict[str, Any]]) -> int:
+    """As the log has it; else the documents are read."""
+    told = [e["n_bad"] for e in said if e["event"] == "documents" and "n_bad" in e]
+    return int(told[-1]) if told else bad_documents(run / "documents").num_rows
 
 
 def _rows(said: list[dict[str, Any]], kind: str) -> int:

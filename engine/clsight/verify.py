@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clsight import build, database, events, faithfulness, lock, pipeline, shards, tables
+from clsight import build, database, events, faithfulness, lock, pipeline, shards, store, tables
 from clsight import plan as plans
 from clsight.errors import ClsightError, said
 from clsight.plan import Plan
@@ -51,6 +51,7 @@ def verify(run: Path, progress: Progress = lambda *_: None) -> list[Problem]:
     Raises:
         UsageError: it is no run, or its plan cannot be read.
     """
+    store.fetch_afresh(run)
     plan = plans.load(run)
     found = [Problem(name, why, "damaged") for name, why in plans.damaged(run).items()]
     if plan.n_rows is None:
@@ -87,7 +88,7 @@ def repair(
                      f"{', '.join(sorted(gone)) or 'nothing'}", files=sorted(gone))
         for problem in found:
             if problem.kind == "foreign":
-                (run / problem.file).rename(run / f"{problem.file}{ASIDE}")
+                store.rename(run / problem.file, f"{Path(problem.file).name}{ASIDE}")
         shards.remove([run / file for file in sorted(gone) if (run / file).exists()])
         plan.save(run)
     _go_on(run, plan, progress, device)

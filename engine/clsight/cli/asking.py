@@ -97,7 +97,7 @@ def verify(run: Path, repair: bool, as_json: bool) -> int:
             shown = shown_on(bar, "files")
             found = verification.verify(run, lambda n, total: shown("verify", n, total))
     if as_json:
-        say_json({"run": str(run), "problems": [str(problem) for problem in found]})
+        say_json({"run": f"{run}", "problems": [str(problem) for problem in found]})
     else:
         for problem in found:
             click.echo(printable(str(problem)))

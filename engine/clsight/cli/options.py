@@ -11,7 +11,17 @@ from clsight.errors import ClsightError, UsageError, printable
 
 DONE, FAILED, USAGE = 0, 1, 2
 
-run_folder = click.argument("run", type=click.Path(path_type=Path))
+class _Folder(click.Path):
+    """A run folder, by its path or URL."""
+
+    def convert(self, value: Any, *_: Any) -> Path:
+        """Where it is on this machine."""
+        from clsight import store
+
+        return store.folder(value)
+
+
+run_folder = click.argument("run", type=_Folder())
 as_json = click.option("--json", "as_json", is_flag=True,
                        help="The answer as JSON on stdout, for programs.")
 
@@ -50,7 +60,7 @@ def names_of_models(context: click.Context, _: Any, incomplete: str) -> list[str
     # An option without its value, as here, leaves arguments unread.
     given = [context.params.get("run"), *context.args]
     with suppress(ClsightError, StopIteration):
-        run = Path(next(one for one in given if one))
+        run = _Folder().convert(next(one for one in given if one))
         return [name for name in plans.load(run).models if name.startswith(incomplete)]
     return []
 

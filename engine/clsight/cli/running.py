@@ -123,8 +123,9 @@ def merge(run: Path, as_json: bool) -> None:
 def demo(output: str, documents: int, seed: int, as_json: bool) -> None:
     """The whole way on generated reviews and two small classifiers from the package."""
     from clsight import demo as demonstration
+    from clsight import store
 
-    folder = Path(output)
+    folder = store.folder(output)
     data = demonstration.write_reviews(folder.with_name(f"{folder.name}-data"), documents, seed)
     _run_and_summarise(str(data), demonstration.models(), output, as_json=as_json, text="text",
                        label="label")
@@ -135,7 +136,9 @@ def _run_and_summarise(
     data: str, models: dict[str, str], output: str, *, as_json: bool, profile: bool = False,
     part: Part | None = None, **options: Any,
 ) -> None:
-    folder, started = Path(output), time.monotonic()
+    from clsight import store
+
+    folder, started = store.folder(output), time.monotonic()
     with _finished(folder, as_json, part):
         import_engine()
         from clsight import pipeline
@@ -158,7 +161,7 @@ def _finished(folder: Path, as_json: bool, part: Part | None = None) -> Iterator
     if part is None:
         _show_summary(folder, as_json)
     elif as_json:
-        say_json({"run": str(folder), "part": str(part)})
+        say_json({"run": f"{folder}", "part": str(part)})
     done = "complete" if part is None else f"part {part} is complete"
     click.echo(f"{folder}: {done}, {time.monotonic() - started:.1f} s", err=True)
     if part is None:
@@ -175,7 +178,7 @@ def _show_summary(folder: Path, as_json: bool) -> None:
         answers = {name: database.query(connection, name, {}).read_all()
                    for name in ("summary", "findings")}
     if as_json:
-        say_json({"run": str(folder), **{name: answer.to_pylist()
+        say_json({"run": f"{folder}", **{name: answer.to_pylist()
                                          for name, answer in answers.items()}})
     else:
         for answer in answers.values():

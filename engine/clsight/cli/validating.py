@@ -66,7 +66,7 @@ def _answer(run: Path, as_json: bool) -> None:
     with database.connect(run) as connection:
         rows = database.query(connection, "faithfulness", {}).read_all().to_pylist()
         if as_json:
-            say_json({"run": str(run), "faithfulness": rows, "verdict": verdict(rows)})
+            say_json({"run": f"{run}", "faithfulness": rows, "verdict": verdict(rows)})
             return
         output.write(database.query(connection, SHOWN, {}), "table", sys.stdout.buffer)
     for sentence in verdict(rows):

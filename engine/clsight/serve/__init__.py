@@ -111,7 +111,7 @@ def _url(host: str, port: int) -> str:
 
 def _say(run: Path, url: str, token: str | None) -> None:
     address = url + (f"?token={token}" if token else "")
-    click.echo(f"clsight: {printable(str(run))} is at {address} (Ctrl-C ends it)", err=True)
+    click.echo(printable(f"clsight: {run} is at {address} (Ctrl-C ends it)"), err=True)
     sys.stderr.flush()
 
 

@@ -19,6 +19,7 @@ from fastapi import Body, FastAPI, HTTPException
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from clsight import database
 from clsight.serve.pages import FORMATS, MOST_BYTES
 from clsight.serve.replies import PROBLEM
 
@@ -71,6 +72,7 @@ async def answered(run: Path, statement: Statement) -> tuple[dict[str, Any], byt
     Raises:
         HTTPException: 422, it was ended at one of its limits.
     """
+    await asyncio.to_thread(database.fetch_sources, run, statement.sql)
     asked = {"run": str(run.resolve()), "sql": statement.sql, "format": statement.format,
              "most_rows": FORMATS[statement.format].most_rows}
     process = await asyncio.create_subprocess_exec(
