@@ -6,8 +6,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from clsight.dataset import Dataset, bad_documents, refuse_bad_documents, write_documents
+from clsight.dataset import (
+    Dataset,
+    Fingerprint,
+    bad_documents,
+    refuse_bad_documents,
+    write_documents,
+)
 from clsight.errors import ClsightError, UsageError
+from clsight.readers import Rows
 
 ROWS = [
     {"key": "a1", "text": "good, \"really\" good", "label": 1},
@@ -31,7 +38,7 @@ def save(rows, path):
 
 
 def documents(dataset, tmp_path, labels=(0, 1), shard_size=2):
-    n = write_documents(dataset, {"m": list(labels)}, tmp_path / "documents", shard_size)
+    n, _ = write_documents(dataset, {"m": list(labels)}, tmp_path / "documents", shard_size)
     table = pq.read_table(tmp_path / "documents")
     assert table.num_rows == n
     return table.to_pylist()
@@ -130,6 +137,31 @@ def test_a_saved_dataset_of_several_files_gives_all_its_rows(tmp_path):
 
 
 def test_content_decides_the_fingerprint(tmp_path):
-    same = [Dataset(save(ROWS, tmp_path / n), "text", "label").sha256 for n in ("a.csv", "b.csv")]
-    other = Dataset(save(ROWS[:2], tmp_path / "c.csv"), "text", "label").sha256
-    assert same[0] == same[1] != other
+    names = ("a.csv", "b.csv", "c.jsonl", "d.parquet", "e")
+    same = {Dataset(save(ROWS, tmp_path / n), "text", "label").sha256() for n in names}
+    assert len(same) == 1
+    changes = [ROWS[:2], ROWS[::-1], [*ROWS, ROWS[0]],
+               [ROWS[0] | {"text": ROWS[0]["text"] + "t"}, *ROWS[1:]],
+               [ROWS[0] | {"label": 0}, *ROWS[1:]]]
+    others = {Dataset(save(rows, tmp_path / f"{i}.csv"), "text", "label").sha256()
+              for i, rows in enumerate(changes)}
+    assert len(others - same) == len(changes)
+    # A column that is not read is no part of it; where values end, is.
+    assert Dataset(save([row | {"key": ""} for row in ROWS], tmp_path / "k.csv"), "text", "label",
+                   ).sha256() in same
+    moved = [{"text": a, "label": 1, "key": b} for a, b in (("ab", "c"), ("a", "bc"))]
+    assert len({Dataset(save([row], tmp_path / f"{i}.jsonl"), "text", "label", "key").sha256()
+                for i, row in enumerate(moved)}) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_batches_are_no_part_of_the_fingerprint(rows):
+    batch = pa.record_batch({"text": pa.array(["a", None, "ccc", "", "é", "f"]),
+                             "label": pa.array([1, 2, None, 3, 4, 5], pa.float16())})
+    whole = Rows(batch.schema.names, batch, pa.array([None, "torn", None, None, None, "x"]))
+    parts = Fingerprint(["text", "label", "missing"])
+    for first in range(0, 6, rows):
+        parts.add(whole.slice(first, min(rows, 6 - first)))
+    one = Fingerprint(["text", "label", "missing"])
+    one.add(whole)
+    assert one.sha256() == parts.sha256() != Fingerprint(["text", "label", "missing"]).sha256()

@@ -9,15 +9,17 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clsight import documents, readers, shards, tables
+from clsight import documents, shards, sources, tables
 from clsight.columns import is_number, is_text, mostly_numbers, of_type, text, unpacked
 from clsight.errors import ClsightError, UsageError, listed
 from clsight.readers import Rows
+from clsight.sources import Source
 
 MOST_REASONS = 10
 """As many reasons does a message name."""
@@ -25,11 +27,7 @@ MOST_REASONS = 10
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset on disk and the columns that matter.
-
-    `path` is a .parquet, .csv, .tsv, .jsonl or .ndjson file, a folder written by
-    `datasets.save_to_disk`, or the name of a dataset on the Hugging Face Hub.
-    """
+    """A dataset and the columns that matter; `path` is as `sources.opened` takes it."""
 
     path: str
     text: str
@@ -40,6 +38,17 @@ class Dataset:
     """Column of the second text, for classifiers of pairs."""
     group_by: str | None = None
     """Column within whose values words are tested as well."""
+    streaming: bool = False
+    """Read a Hugging Face dataset row by row, without storing it."""
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the rows are.
+
+        Raises:
+            UsageError: there are none.
+        """
+        return sources.opened(self.path, self.split, self.streaming)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in dataset order: those of `columns` that there are, in batches of any size.
@@ -65,7 +74,8 @@ class Dataset:
 
     def rows(self) -> Iterator[Rows]:
         """The same, with the rows that cannot be read."""
-        return readers.named(self.path, self._rows())
+        texts = [column for column in (self.text, self.text_pair) if column is not None]
+        return self.source.rows(self.columns(), texts)
 
     def columns(self) -> list[str]:
         """The columns that are read: text, label, and what else is given; each once."""
@@ -129,13 +139,12 @@ class Dataset:
         return sorted(pc.unique(values.filter(pc.and_(values.is_valid(), reasons.is_null())))
                       .to_pylist())
 
-    @cached_property
     def sha256(self) -> str:
-        """Fingerprint of the content: of the file's bytes, or as `datasets` computes it."""
-        if Path(self.path).is_file():
-            return file_sha256([Path(self.path)])
-        fingerprint: str = self._hugging_face()._fingerprint
-        return hashlib.sha256(fingerprint.encode()).hexdigest()
+        """Fingerprint of all rows, which are read for it."""
+        fingerprint = Fingerprint(self.columns())
+        for rows in self.rows():
+            fingerprint.add(rows)
+        return fingerprint.sha256()
 
     @cached_property
     def _first(self) -> Rows:
@@ -152,35 +161,55 @@ class Dataset:
     def _of_first(self, column: str) -> pa.Array:
         return unpacked(self._first.values.column(column))
 
-    def _rows(self) -> Iterator[Rows]:
-        path = self.path
-        kind = Path(path.removesuffix(".gz")).suffix
-        if Path(path).is_dir() or (not Path(path).exists() and not kind):
-            return readers.hugging_face(self._hugging_face(), self.columns())
-        if not Path(path).is_file():
-            raise UsageError(f"there is no dataset at {path}")
-        if kind not in readers.FORMATS:
-            raise UsageError(f"{path}: {kind or 'a file without suffix'} is not a known format; "
-                             f"clsight reads {', '.join(readers.FORMATS)}")
-        texts = [column for column in (self.text, self.text_pair) if column is not None]
-        return readers.read(path, kind, self.columns(), texts)
 
-    def _hugging_face(self) -> Any:
-        import datasets
+class Fingerprint:
+    """SHA-256 of what rows say, however they are cut into batches and files."""
 
-        try:
-            if Path(self.path).is_dir():
-                data = datasets.load_from_disk(self.path)
-            else:
-                data = datasets.load_dataset(self.path)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{self.path} is neither a file, nor a saved Hugging Face dataset, "
-                             f"nor one on the Hub: {error}") from error
-        if isinstance(data, datasets.DatasetDict):
-            if self.split not in data:
-                raise UsageError(f"{self.path} has the splits {', '.join(data)}: pass --split")
-            data = data[self.split]
-        return data
+    def __init__(self, columns: list[str]) -> None:
+        """Of no rows yet.
+
+        Args:
+            columns: those that count.
+        """
+        self._columns = columns
+        self._digests = [hashlib.sha256() for _ in range(2 * len(columns) + 2)]
+
+    def add(self, rows: Rows) -> None:
+        """Count rows in: values as text, and why a row cannot be read."""
+        there = rows.values.schema.names
+        values = [unpacked(rows.values.column(name)) if name in there else pa.nulls(len(rows))
+                  for name in self._columns]
+        for i, column in enumerate([*values, rows.problem]):
+            lengths, content = _spelled(column)
+            self._digests[2 * i].update(lengths)
+            self._digests[2 * i + 1].update(content)
+
+    def sha256(self) -> str:
+        """In hexadecimal."""
+        return hashlib.sha256(b"".join(one.digest() for one in self._digests)).hexdigest()
+
+
+def _spelled(column: pa.Array) -> tuple[memoryview, memoryview]:
+    """Lengths of values as texts (int64; -1 where there is none), and the texts, end to end."""
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    if not (is_text(column.type) or pa.types.is_fixed_size_binary(column.type)):
+        column = column.cast(pa.large_string())
+    texts = column.cast(pa.large_binary())
+    lengths = pc.fill_null(pc.binary_length(texts), -1).to_numpy()
+    texts = texts.drop_null()
+    if not len(texts):
+        return memoryview(lengths), memoryview(b"")
+    _, offsets, content = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(lengths), memoryview(content or b"")[ends[0] : ends[-1]]
+
+
+class Written(NamedTuple):
+    """What `write_documents` has read."""
+
+    n_rows: int
+    sha256: str
 
 
 def file_sha256(paths: list[Path]) -> str:
@@ -200,8 +229,9 @@ def write_documents(
     shard_size: int,
     progress: Callable[[int], None] = lambda _: None,
     only: Container[str] | None = None,
-) -> int:
-    """Write the document shards of a run; returns the number of rows.
+    expected: str | None = None,
+) -> Written:
+    """Write the document shards of a run; returns the number of rows, and their fingerprint.
 
     Until the dataset is read, and found to be the same still, they are under another name: what
     has its final name is final.
@@ -213,14 +243,17 @@ def write_documents(
         shard_size: documents a shard.
         progress: called with the number of documents of each shard written.
         only: names of the shards to write; by default all.
+        expected: the fingerprint that the rows must have.
 
     Raises:
         ClsightError: the dataset cannot be read to its end, or has changed.
     """
     drafts, n_rows = folder / f"{shards.PARTIAL}documents", 0
     shards.remove([drafts])
-    before, schema = dataset.sha256, tables.documents(dataset.id_type, dataset.label_type)
-    for shard, parts in itertools.groupby(_parts(dataset, shard_size), lambda part: part[0]):
+    before, schema = dataset.source.version(), tables.documents(dataset.id_type, dataset.label_type)
+    fingerprint = Fingerprint(dataset.columns())
+    for shard, parts in itertools.groupby(_parts(dataset, shard_size, fingerprint),
+                                          lambda part: part[0]):
         wanted, made = only is None or shards.name(shard) in only, []
         for _, first, rows in parts:
             n_rows = first + len(rows)
@@ -229,31 +262,31 @@ def write_documents(
         if wanted:
             shards.write(pa.concat_tables(made), drafts / shards.name(shard))
             progress(sum(len(part) for part in made))
-    _refuse_changed(dataset, before)
+    sha256 = fingerprint.sha256()
+    if dataset.source.version() != before or sha256 != (expected or sha256):
+        since = "while it was read" if expected is None else "since the run began"
+        raise ClsightError(f"{dataset.path} changed {since}; run again when it is at rest")
     if dataset.id is not None:
         documents.mark_repeated(drafts, folder)
     for path in sorted(drafts.glob("*.parquet")):
         with shards.replaced(folder / path.name) as draft:
             path.replace(draft)
     shards.remove([drafts])
-    return n_rows
+    return Written(n_rows, sha256)
 
 
-def _parts(dataset: Dataset, size: int) -> Iterator[tuple[int, int, Rows]]:
+def _parts(
+    dataset: Dataset, size: int, fingerprint: Fingerprint
+) -> Iterator[tuple[int, int, Rows]]:
     """The rows cut where shards end: the shard, the first row, and the rows."""
     row = 0
     for rows in dataset.rows():
+        fingerprint.add(rows)
         done = 0
         while done < len(rows):
             n = min(len(rows) - done, size - row % size)
             yield row // size, row, rows.slice(done, n)
             row, done = row + n, done + n
-
-
-def _refuse_changed(dataset: Dataset, before: str) -> None:
-    if Path(dataset.path).is_file() and (now := file_sha256([Path(dataset.path)])) != before:
-        raise ClsightError(f"{dataset.path} changed while it was read: its SHA-256 was "
-                           f"{before[:12]}… and is now {now[:12]}…; run again when it is at rest")
 
 
 def bad_documents(folder: Path) -> pa.Table:

@@ -6,7 +6,9 @@ call resumes a run.
 
 import dataclasses
 import errno
+import glob
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -41,6 +43,7 @@ def run(
     id: str | None = None,
     text_pair: str | None = None,
     split: str | None = None,
+    streaming: bool = False,
     group_by: str | None = None,
     on_bad_row: str = "error",
     layers: str = "last",
@@ -61,8 +64,10 @@ def run(
     """Extract, score and test a dataset with several classifiers; resumes where it was stopped.
 
     Args:
-        data: a .parquet, .csv, .tsv, .jsonl or .ndjson file, a folder written by
-            `datasets.save_to_disk`, or a dataset's name on the Hugging Face Hub.
+        data: .parquet, .csv, .tsv, .jsonl or .ndjson files (with .gz, unless Parquet): one, a
+            pattern, or a folder, whose folders NAME=VALUE are columns; here or as a URL; read in
+            the order of their names. Or a folder written by `datasets.save_to_disk`, or a
+            dataset's name on the Hugging Face Hub.
         text: column of the texts.
         label: column of the gold labels: class numbers from 0, or the models' label names.
         models: name in the run -> checkpoint folder, or name on the Hugging Face Hub.
@@ -70,6 +75,7 @@ def run(
         id: column of document ids; by default the row, from 0.
         text_pair: column of the second texts, for classifiers of pairs.
         split: which split of a Hugging Face dataset.
+        streaming: read one from the Hub row by row, without storing it here.
         group_by: column within whose values words are tested as well, such as a source; documents
             are then compared within those values alone.
         on_bad_row: "error" refuses a dataset with unusable documents, naming them; "skip" leaves
@@ -102,7 +108,7 @@ def run(
 
     options, clock = options or Options(), clock or Clock()
     folder, dataset = store.folder(output), Dataset(
-        data, text, label, id, split, text_pair, group_by)
+        data, text, label, id, split, text_pair, group_by, streaming)
     plans.refuse_bad_names(models)
     _refuse_foreign_folder(folder)
     with events.kept() as noticed:
@@ -119,13 +125,14 @@ def run(
         with _at_work(folder, noticed, part):
             if part is None:
                 shards.sweep(folder)
-                plan = _begun(folder, plan)
+                plan = _begun(folder, plan, dataset)
                 with clock.stage("documents"):
                     plan = _documents(folder, plan, dataset, progress)
                 _complete(folder, plan, where, tokens_per_batch, options, progress, clock)
             else:
                 with lock.turn(folder), clock.stage("documents"):
-                    plan = _documents(folder, _begun_for_parts(folder, plan), dataset, progress)
+                    plan = _begun_for_parts(folder, plan, dataset)
+                    plan = _documents(folder, plan, dataset, progress)
                 pending = {model: [name for name in part.own(plan.shard_names()) if name in names]
                            for model, names in pending_shards(folder, plan).items()}
                 _extract_and_score(folder, plan, pending, where, tokens_per_batch, progress, clock)
@@ -188,6 +195,7 @@ def _complete(
     if any(pending.values()):
         _extract_and_score(folder, plan, pending, executor, tokens_per_batch, progress, clock)
         memory.release()
+        shards.sweep(folder)  # of workers that were killed
     _make_tables(folder, plan, options, progress, clock)
 
 
@@ -252,17 +260,33 @@ def pending_shards(folder: Path, plan: Plan) -> dict[str, list[str]]:
             for model in plan.models}
 
 
-def _begun(folder: Path, plan: Plan) -> Plan:
+def _begun(folder: Path, plan: Plan, dataset: Dataset) -> Plan:
     """The plan, written into its folder; refuses a folder that was made by another one."""
     if any(store.exists(folder / name) for name in plans.FILES):
         old = plans.load(folder)
         # Before the documents are complete nothing depends on the old plan yet.
         if old.n_rows is not None:
-            plan = plans.continued(old, plan, folder)
+            plan = plans.continued(old, _read_before(plan, old, dataset), folder)
             _remove_other_scores(folder, old, plan)
     plan.save(folder)
     _say_started(plan, folder)
     return plan
+
+
+def _read_before(plan: Plan, old: Plan, dataset: Dataset) -> Plan:
+    """The plan with the fingerprint of a dataset that was read; read again only where it must be.
+
+    That is where another dataset, or one whose files have other times, may have the same content.
+    """
+    before, now = old.dataset, plan.dataset
+    sha256 = before.sha256
+    if now.version is None and before.version is None and now.path == before.path:
+        event("not read", f"{now.path}: whether a stream is the same as before cannot be known "
+              "without reading it; taken to be", logging.WARNING, path=now.path)
+    elif now.version != before.version:
+        event("reading", f"reading {now.path}, which may have changed", path=now.path)
+        sha256 = dataset.sha256()
+    return dataclasses.replace(plan, dataset=dataclasses.replace(now, sha256=sha256))
 
 
 def _say_started(plan: Plan, folder: Path) -> None:
@@ -270,7 +294,7 @@ def _say_started(plan: Plan, folder: Path) -> None:
           **lock.me(), clsight=__version__, fingerprint=plan.fingerprint, libraries=plan.libraries)
 
 
-def _begun_for_parts(folder: Path, plan: Plan) -> Plan:
+def _begun_for_parts(folder: Path, plan: Plan, dataset: Dataset) -> Plan:
     """The plan that all parts have: that of the first, which others must have been given as well.
 
     Raises:
@@ -279,8 +303,8 @@ def _begun_for_parts(folder: Path, plan: Plan) -> Plan:
     if not any(store.exists(folder / name) for name in plans.FILES) or (
         (old := plans.load(folder)).n_rows is None
     ):
-        return _begun(folder, plan)
-    new = plans.continued(old, plan, folder)
+        return _begun(folder, plan, dataset)
+    new = plans.continued(old, _read_before(plan, old, dataset), folder)
     for what, before, now in (("models", [*old.models], [*new.models]),
                               ("scores", old.scores, new.scores),
                               ("options", old.options, new.options)):
@@ -305,14 +329,15 @@ def _dataset_plan(dataset: Dataset, on_bad_row: str) -> DatasetPlan:
     return DatasetPlan(
         path=_absolute(dataset.path), text=dataset.text, text_pair=dataset.text_pair,
         label=dataset.label, id=dataset.id, split=dataset.split, group_by=dataset.group_by,
-        id_type=str(dataset.id_type), label_type=str(dataset.label_type), sha256=dataset.sha256,
-        on_bad_row=on_bad_row,
+        id_type=str(dataset.id_type), label_type=str(dataset.label_type), on_bad_row=on_bad_row,
+        streaming=dataset.streaming, version=dataset.source.version(),
     )
 
 
 def _absolute(path: str) -> str:
-    """A path here so that it holds from any folder; a name on the Hub as it is."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    """A path or pattern here so that it holds from any folder; a URL or Hub name as it is."""
+    is_here = "://" not in path and (Path(path).exists() or glob.has_magic(path))
+    return os.path.abspath(path) if is_here else path
 
 
 def _inspected(
@@ -354,13 +379,15 @@ def _documents(folder: Path, plan: Plan, dataset: Dataset, progress: Progress) -
 
     if plan.n_rows is None:
         shards.remove([path])
-        n_rows = write_documents(dataset, labels, path, plan.shard_size, written)
+        read = write_documents(dataset, labels, path, plan.shard_size, written)
         if plan.dataset.on_bad_row == "error":
             refuse_bad_documents(path)
-        plan = dataclasses.replace(plan, n_rows=n_rows)
+        known = dataclasses.replace(plan.dataset, sha256=read.sha256)
+        plan = dataclasses.replace(plan, n_rows=read.n_rows, dataset=known)
         plan.save(folder)
     elif missing := set(plan.shard_names()) - shards.done(path):
-        write_documents(dataset, labels, path, plan.shard_size, written, only=missing)
+        write_documents(dataset, labels, path, plan.shard_size, written, only=missing,
+                        expected=plan.dataset.sha256)
     n_bad = bad_documents(path).num_rows
     event("documents", f"{n_bad:,} of {plan.n_rows:,} documents cannot be used and are left out; "
           "see bad_documents", logging.WARNING if n_bad else logging.DEBUG, n_rows=plan.n_rows,

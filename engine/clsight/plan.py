@@ -16,7 +16,7 @@ import pyarrow as pa
 from clsight import shards, store, tables
 from clsight.errors import UsageError, listed, said
 
-FORMAT = 4
+FORMAT = 5
 FILES = ("plan.json", "log/plan.json")
 """Where the plan is, and a copy of it: without a plan, nothing says what a run is made of."""
 LIBRARIES = ("torch", "transformers", "tokenizers", "polars")
@@ -32,7 +32,6 @@ class DatasetPlan:
     """The dataset of a run; `id_type` and `label_type` are "int64" or "string"."""
 
     path: str
-    sha256: str
     text: str
     text_pair: str | None
     label: str
@@ -42,6 +41,11 @@ class DatasetPlan:
     label_type: str
     on_bad_row: str
     group_by: str | None = None
+    streaming: bool = False
+    version: str | None = None
+    """What tells without reading that the content is the same; see `sources.Source`."""
+    sha256: str | None = None
+    """Of the content (`dataset.Fingerprint`); None until it was read."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +320,8 @@ def _identity(plan: Plan) -> Iterator[tuple[str, Any]]:
     stored = dataclasses.asdict(plan)
     yield from ((key, stored[key]) for key in ("format", "dtype", "target", "shard_size"))
     yield from ((key, list(stored[key])) for key in ("scores", "piece_scores"))
-    yield from ((f"dataset {k}", v) for k, v in stored["dataset"].items() if k != "path")
+    yield from ((f"dataset {k}", v) for k, v in stored["dataset"].items()
+                if k not in ("path", "version", "streaming"))
     yield from ((f"{k} (major version)", v.split(".")[0]) for k, v in plan.libraries.items())
     for name, model in stored["models"].items():
         for key, value in model.items():

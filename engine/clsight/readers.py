@@ -205,3 +205,5 @@ _READERS: dict[str, _Reader] = {
     ".ndjson": _json_lines,
 }
 FORMATS = tuple(_READERS)
+OBJECTS = (".jsonl", ".ndjson")
+"""Those in which each row has names of its own."""

@@ -191,7 +191,7 @@ def fetched(path: Path) -> Path:
     """The same path, where its file now is, if it is anywhere."""
     store = of(path)
     if store is not None and not path.exists() and (info := store.info(path)) is not None:
-        _download(store, path, info)
+        download(store, path, info)
     return path
 
 
@@ -208,7 +208,7 @@ def fetch(*folders: Path) -> None:
     event("fetching", f"fetching {len(wanted):,} files of {size / 1e6:,.1f} MB from "
           f"{wanted[0][0].url}", n_files=len(wanted), n_bytes=size)
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        for _ in threads.map(lambda one: _download(*one), wanted):
+        for _ in threads.map(lambda one: download(*one), wanted):
             pass
 
 
@@ -261,7 +261,7 @@ def push(written: Path, path: Path) -> None:
         there = "nothing" if info is None else f"{info['size']:,} bytes"
         raise ClsightError(f"{place(path)} is {there} in the storage, where "
                            f"{written.stat().st_size:,} bytes were written")
-    os.utime(written, (_changed(info),) * 2)
+    os.utime(written, (changed(info),) * 2)
 
 
 def remove(path: Path) -> None:
@@ -289,7 +289,7 @@ def catch_up(folder: Path) -> None:
     for name, info in store.listed(folder).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size < info["size"]:
-            _download(store, path, info)
+            download(store, path, info)
 
 
 @contextmanager
@@ -336,22 +336,32 @@ def every(seconds: float, act: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def _opened(url: str) -> Store:
+def connected(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL, and how it names the place.
+
+    Raises:
+        UsageError: it is no URL of a place, holds a password, or its filesystem is missing.
+    """
     import fsspec
 
     scheme, parts = url.partition("://")[0], urlsplit(url)
-    if parts.password or parts.query:
+    if parts.password or "=" in parts.query:  # a pattern may hold a question mark
         raise UsageError(f"{scheme}://…: a URL must not hold passwords or options; give them by "
                          "the environment, as the provider's own tools take them")
     options = {"config_kwargs": {"retries": RETRIES}} if scheme == "s3" else {}
     try:
         filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False, **options)
+        return filesystem, str(root)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
         install = f"pip install 'clsight[{extra}]'" if extra else said(error)
         raise UsageError(f"{url}: {install}") from error
     except ValueError as error:
         raise UsageError(f"{url}: {said(error)}") from error
+
+
+def _opened(url: str) -> Store:
+    filesystem, root = connected(url)
     mirrors = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "clsight")
     name = re.sub(r"[^\w.-]+", "-", root.rpartition("/")[2])
     mirror = mirrors / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -360,12 +370,13 @@ def _opened(url: str) -> Store:
     return Store(MirrorPath(mirror.resolve()), url, filesystem, root.rstrip("/"))
 
 
-def _download(store: Store, path: Path, info: dict[str, Any]) -> None:
+def download(store: Store, path: Path, info: dict[str, Any]) -> None:
+    """Bring an object to the place of its file; nothing where it was removed in the meantime."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{PARTIAL}{path.name}-{uuid4().hex}")
     try:
         store.do("read", path, partial(_whole, store, info["size"]), path, temporary)
-        os.utime(temporary, (_changed(info),) * 2)
+        os.utime(temporary, (changed(info),) * 2)
         temporary.replace(path)
     except FileNotFoundError:  # removed in the meantime
         temporary.unlink(missing_ok=True)
@@ -384,10 +395,10 @@ def _whole(store: Store, size: int, path: Path, temporary: Path) -> None:
 def _is_copy(path: Path, info: dict[str, Any] | None) -> bool:
     there = path.stat()
     return info is not None and (there.st_size, int(there.st_mtime)) == (
-        info["size"], int(_changed(info)))
+        info["size"], int(changed(info)))
 
 
-def _changed(info: dict[str, Any]) -> float:
+def changed(info: dict[str, Any]) -> float:
     """When an object was written, in seconds since 1970."""
     found = next(info[key] for key in _CHANGED if info.get(key) is not None)
     if isinstance(found, str):

@@ -100,7 +100,8 @@ def _go_on(run: Path, plan: Plan, progress: pipeline.Progress, device: str) -> N
     data = plan.dataset
     pipeline.run(
         data.path, text=data.text, label=data.label, id=data.id, text_pair=data.text_pair,
-        split=data.split, group_by=data.group_by, on_bad_row=data.on_bad_row,
+        split=data.split, streaming=data.streaming, group_by=data.group_by,
+        on_bad_row=data.on_bad_row,
         models={name: model.path for name, model in plan.models.items()}, output=run,
         scores=",".join(plan.scores), target=plan.target, dtype=plan.dtype, device=device,
         shard_size=plan.shard_size, options=Options(**plan.options), progress=progress,

@@ -36,6 +36,8 @@ def _number_or_auto(given: str) -> int | None:
 @click.option("--label", required=True, metavar="COLUMN", help="Column of the gold labels.")
 @click.option("--id", "id_", metavar="COLUMN", help="Column of document ids [default: the row].")
 @click.option("--split", help="Split of a Hugging Face dataset.")
+@click.option("--streaming", is_flag=True,
+              help="Read a Hugging Face dataset row by row, without storing it here.")
 @click.option("--model", "models", multiple=True, required=True, metavar="NAME=PATH",
               help="A checkpoint folder or Hub name, and its name in the run; may be repeated.")
 @click.option("-o", "--output", required=True, metavar="RUN", help="The run folder.")
