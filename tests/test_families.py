@@ -49,7 +49,7 @@ def extracted(folder, tmp_path, max_length, pairs=None, dtype="float32"):
     """The attention table of `TEXTS`, all layers, in batches of at most 60 pieces."""
     model = inspect("m", str(folder), "all", [0, 1, 2])
     model = dataclasses.replace(model, max_length=max_length)
-    data = DatasetPlan("", "", "text", "pair" if pairs else None, "label", None, None, "int64",
+    data = DatasetPlan("", "text", "pair" if pairs else None, "label", None, None, "int64",
                        "int64", "error")
     plan = Plan(data, {"m": model}, dtype, tables.ALWAYS, ("contribution",), "predicted", 10)
     documents = pa.table({
