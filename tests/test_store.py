@@ -212,6 +212,15 @@ def test_one_machine_at_a_time_has_a_run(machine, bucket, monkeypatch):
         pass
 
 
+def test_work_that_fails_gives_its_lease_back(machine, bucket):
+    url, filesystem = bucket
+    folder = store.folder(url)
+    with pytest.raises(ZeroDivisionError), lock.held(folder):
+        raise ZeroDivisionError
+    assert objects(url, filesystem) == set()
+    assert not lock.is_held(folder)
+
+
 def test_the_lease_of_a_machine_that_died_is_taken_over(machine, bucket, monkeypatch):
     url, filesystem = bucket
     monkeypatch.setattr(lease, "LOOK", 0.02)

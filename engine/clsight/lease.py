@@ -58,14 +58,13 @@ def held(path: Path, wait: bool = False) -> Iterator[None]:
     while not _taken(held_in, path, lease):
         if not wait:
             raise HeldError
-    with store.every(BEAT, partial(_renew, held_in, path, lease)):
-        try:
+    try:
+        with store.every(BEAT, partial(_renew, held_in, path, lease)):
             yield
-        finally:
-            mine = path not in _lost
-            _lost.discard(path)
-    if mine:
-        store.remove(path)
+    finally:
+        if path not in _lost:
+            store.remove(path)
+        _lost.discard(path)
 
 
 def is_held(path: Path) -> bool:
