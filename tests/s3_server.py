@@ -1,7 +1,6 @@
 """An S3 server of one's own on loopback (moto's), at which some requests fail."""
 
 import io
-import os
 import random
 import threading
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ class Server:
     address: str
     failing: float = 0.0
     """Share of requests that fail."""
-    asked: int = 0
     failed: int = 0
     seen: list[str] = field(default_factory=list)
     """Method and path of each request."""
@@ -45,7 +43,6 @@ class _Faulty:
     def __call__(self, environ, start_response):
         server = self._server
         with self._lock:
-            server.asked += 1
             server.seen.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
             fails = self._random.random() < server.failing
             server.failed += fails
@@ -65,7 +62,6 @@ class _Faulty:
 @contextmanager
 def started(*buckets):
     """A server with these buckets."""
-    os.environ.setdefault("MOTO_S3_CUSTOM_ENDPOINTS", "")
     import boto3
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server

@@ -52,7 +52,7 @@ def opened(path: str, split: str | None, streaming: bool) -> Source:
     """
     if "://" in path:
         return _remote(path)
-    if any((Path(path) / name).is_file() for name in _SAVED):
+    if _is_saved(path):
         return HuggingFace(path, split, False)
     if Path(path).is_file():
         return Files(path, (path,))
@@ -103,7 +103,7 @@ class Files:
         for file in self.files:
             with self._here(file) as here:
                 read = readers.named(file, readers.read(here, _kind(file), wanted, texts))
-                for rows in map(self._partitioned, read, _forever(file)):
+                for rows in (self._partitioned(rows, file) for rows in read):
                     names = sorted(set(rows.names).intersection(wanted))
                     expected = names if expected is None else expected
                     # Objects of JSON may lack what others have: those rows say so themselves.
@@ -184,7 +184,7 @@ class HuggingFace:
         import datasets
 
         try:
-            if any((Path(self.path) / name).is_file() for name in _SAVED):
+            if _is_saved(self.path):
                 data = datasets.load_from_disk(self.path)
             else:
                 data = datasets.load_dataset(self.path, streaming=self.streaming)
@@ -230,6 +230,5 @@ def _before_magic(pattern: str) -> str:
     return plain.rpartition("/")[0]
 
 
-def _forever(value: str) -> Iterator[str]:
-    while True:
-        yield value
+def _is_saved(path: str) -> bool:
+    return any((Path(path) / name).is_file() for name in _SAVED)
