@@ -80,22 +80,25 @@ def test_what_is_committed_here_is_there_and_found_by_others(machine, bucket):
 def test_a_mirror_loses_what_others_changed_or_removed_and_nothing_else(machine, bucket):
     url, _ = bucket
     here = store.folder(url)
+    written(here / "log", "plan.json", b"1")
     for name in ("same", "changed", "removed"):
         written(here / "bert", name, b"1")
     machine("b")
     there = store.folder(url)
-    store.fetch(there / "bert")
+    store.fetch(there / "bert", there / "log")
     (there / "bert" / ".partial-mine").touch()
     machine("a")
     here = store.folder(url)
     assert sorted(path.name for path in (here / "bert").iterdir()) == ["changed", "removed", "same"]
     written(here / "bert", "changed", b"22")
+    written(here / "log", "plan.json", b"22")
     shards.remove([here / "bert" / "removed"])
     machine("b")
     there = store.folder(url)
     assert {path.name for path in (there / "bert").iterdir()} == {"same", ".partial-mine"}
     assert store.fetched(there / "bert" / "changed").read_bytes() == b"22"
-    shards.remove([there / "bert"])
+    assert store.fetched(there / "log" / "plan.json").read_bytes() == b"22"
+    shards.remove([there / "bert", there / "log"])
     assert store.names(there) == set()
 
 

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +33,8 @@ MARK = ".store"
 """File of a mirror that holds its URL."""
 PARTIAL = ".partial-"
 """How names of files begin that are not whole yet; neither Arrow nor DuckDB sees them."""
-APPENDED = "log"
-"""Folder of files that grow, each written by one process at a time."""
+GROWING = ".jsonl"
+"""How names of files end that grow, each written by one process at a time."""
 AT_ONCE = 8
 PATIENCE = 900.0
 """Seconds for which a request is repeated until a run gives up."""
@@ -178,9 +177,9 @@ def reconcile(run: Path) -> None:
     if store is None:
         return
     for root, folders, names in os.walk(run):
-        folders[:] = [one for one in folders if one[0] != "." and one != APPENDED]
+        folders[:] = [one for one in folders if one[0] != "."]
         # Here first: what is committed in between is there before it is here.
-        here = [Path(root, one) for one in names if one[0] != "."]
+        here = [Path(root, one) for one in names if one[0] != "." and not one.endswith(GROWING)]
         there = store.listed(Path(root)) if here else {}
         for path in here:
             if not _is_copy(path, there.get(path.name)):
@@ -217,15 +216,13 @@ def fetch_afresh(run: Path) -> None:
     store = of(run)
     if store is None:
         return
-    for path in run.iterdir():
-        if path.is_dir() and path.name != APPENDED:
-            shutil.rmtree(path)
-        elif path.is_file() and path.name[0] != ".":
+    for path in [*run.rglob("[!.]*")]:
+        if path.is_file() and path.suffix != GROWING:
             path.unlink()
     folders = [run]
     for folder in folders:
         folders += [folder / name for name, info in store.listed(folder).items()
-                    if info["type"] == "directory" and name[0] != "." and name != APPENDED]
+                    if info["type"] == "directory" and name[0] != "."]
     fetch(*folders)
 
 
@@ -288,6 +285,8 @@ def catch_up(folder: Path) -> None:
         return
     for name, info in store.listed(folder).items():
         path = folder / name
+        if path.suffix != GROWING:
+            continue
         if not path.is_file() or path.stat().st_size < info["size"]:
             download(store, path, info)
 
