@@ -2,13 +2,19 @@
 
 Overhead: the same shards of the real reviews by a bare loop (a worker that is handed one job after
 the other by threads of its own, without an executor), by `local` in this process, by `local` in
-another one, and by one Ray actor. Timed from the first commit to the last, so that the start of a
-process and the opening of the model, which a night has once, are left out; they are told apart.
+another one, and by one Ray actor. From the first commit to the last, so that the start of a process
+and the opening of the model, which a night has once, are left out; they are told apart. Seconds of
+whole runs say little here: from run to run they differ by 30 %. So two things are counted within
+each run, which noise hardly reaches: how long the device waited for its next shard, and how much of
+a core everything took that is not the worker. What the worker itself does for an executor is in the
+cost of a shard where there is nothing to do, which holds all that an executor does.
 
 Trials: whole runs by the command line on a Ray cluster of several nodes in this machine, each held
 against an undisturbed run of `local`: tables row for row, files, and the run's own checks.
 
-    python benchmarks/executors.py [--rounds 7] [-o RESULT.json]
+    python benchmarks/executors.py [--rounds 5] [--trials [NAME ...]] [-o RESULT.json]
+
+What is left out by `--rounds 0` or `--trials` without names stays in the result file as it was.
 """
 
 import argparse
@@ -49,79 +55,157 @@ MODEL = SHARED / "models" / "minilm-rt"
 SHARD = 128
 """Documents a shard: 34 shards of the reviews, each of them a fraction of a second of work, which
 is a hundredth of what a shard of a night is."""
+EMPTY, BATCHES = 2000, 4
+"""Shards with nothing to do in a round, and batches that each reports."""
 KILLS = 20
+
+
+class Empty:
+    """A worker that has nothing to do."""
+
+    in_flight = 3
+
+    def __init__(self, place, report, clock):
+        self._report = report
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def take(self, job):
+        for _ in range(BATCHES):
+            self._report(job.model, 1)
 
 
 def nothing(*_):
     pass
 
 
-def bare(make, jobs):
+def bare(make, jobs, clock):
     """No executor at all: the worker's own threads, a job each until there is none."""
-    worker = make(Place("cpu"), nothing, Clock())
+    worker = make(Place("cpu"), nothing, clock)
     with threads(worker.in_flight) as callers, worker:
         yield from callers.map(worker.take, jobs)
 
 
-def processes(make, jobs):
+def processes(make, jobs, clock):
     """`local` as it is with several workers, with one."""
-    with Processes(make, [Place("cpu", torch.get_num_threads())], False) as pool:
+    with Processes(make, [Place("cpu", torch.get_num_threads())], clock.detailed) as pool:
         yield from dispatch(jobs, pool, nothing)
+        for other in pool.end():
+            clock.add(other, 1)
 
 
-def local(make, jobs):
+def local(make, jobs, clock):
     """`local` with one worker."""
-    yield from Local([Place("cpu")]).run(make, jobs, nothing, Clock())
+    yield from Local([Place("cpu")]).run(make, jobs, nothing, clock)
 
 
-def on_ray(make, jobs):
+def on_ray(make, jobs, clock):
     """One actor on a cluster of this machine."""
     with connected(None, "cpu", 1) as cluster:
-        yield from cluster.run(make, jobs, nothing, Clock())
+        yield from cluster.run(make, jobs, nothing, clock)
 
 
 SYSTEMS = {"bare": bare, "local": local, "local process": processes, "ray": on_ray}
 
 
-def timed(system, plan, documents):
-    """Seconds to the first commit, and from each to the next."""
+def beside(system):
+    """Seconds of a core that all took up to now that is not the worker."""
+    if system in (bare, local):
+        return time.thread_time()
+    return time.process_time() + (rays() if system is on_ray else 0)
+
+
+def rays():
+    """Of Ray's processes, without actors."""
+    found = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = process.joinpath("cmdline").read_bytes()
+            times = process.joinpath("stat").read_text().rpartition(")")[2].split()[11:13]
+        except OSError:  # it has ended
+            continue
+        if b"/ray/" in command and not command.startswith(b"ray::_Actor"):
+            found += sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def timed(system, make, jobs):
+    """Seconds to the first commit and from each to the next, of waiting, and of all else."""
+    clock, begun = Clock(), time.perf_counter()
+    commits, before, after = [], 0, 0
+    for _ in system(make, jobs, clock):
+        commits.append(time.perf_counter())
+        if len(commits) == 1:
+            before = beside(system)
+        elif len(commits) == len(jobs):
+            after = beside(system)
+    if len(commits) != len(jobs):
+        raise SystemExit(f"{system.__name__}: {len(commits)} of {len(jobs)} shards")
+    return {"first": commits[0] - begun, "others": [*map(float.__sub__, commits[1:], commits)],
+            "wait": clock.seconds.get("wait", 0), "beside": after - before}
+
+
+def extracted(system, plan, documents):
+    """The reviews, by a worker as it is."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "documents").symlink_to(documents)
-        make = partial(Worker, Path(folder), plan, {}, 8192)
-        jobs = [Job("minilm", name) for name in plan.shard_names()]
-        begun = time.perf_counter()
-        commits = [time.perf_counter() for _ in system(make, jobs)]
-        if len(commits) != len(jobs):
-            raise SystemExit(f"{system.__name__}: {len(commits)} of {len(jobs)} shards")
-    return commits[0] - begun, [*map(float.__sub__, commits[1:], commits)]
+        make = partial(Worker, folder, plan, {}, 8192)
+        return timed(system, make, [Job("minilm", name) for name in plan.shard_names()])
+
+
+def empty(system):
+    """Shards with nothing to do."""
+    return timed(system, Empty, [Job("none", str(i)) for i in range(EMPTY)])
 
 
 def overhead(rounds):
-    """Each system's seconds over the bare loop's, in turns."""
+    """What each system takes beside what a bare loop takes, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         made = pipeline.run(str(REVIEWS), text="text", label="label",
                             models={"minilm": str(MODEL)}, output=Path(folder, "run"),
                             shard_size=SHARD)
-        seconds = {name: [] for name in SYSTEMS}
-        for i in range(rounds + 1):  # the first is not counted
+        took = {name: [] for name in SYSTEMS}
+        for i in range(rounds):
             for name in random.sample(list(SYSTEMS), len(SYSTEMS)):
-                took = timed(SYSTEMS[name], made.plan, made.folder / "documents")
-                print(f"{name}: {took[0]:.2f} s to the first, {sum(took[1]):.2f} s",
-                      file=sys.stderr)
-                if i:
-                    seconds[name].append(took)
-    found = {}
-    for name, took in seconds.items():
-        ratios = [sum(one[1]) / sum(base[1])
-                  for one, base in zip(took, seconds["bare"], strict=True)]
-        found[name] = {
-            "first_commit_s": statistics.median(one[0] for one in took),
-            "others_s": statistics.median(sum(one[1]) for one in took),
-            "over_bare": [statistics.median(ratios), min(ratios), max(ratios)],
-        }
-    found["bare"]["shards_s"] = [round(one, 4) for one in seconds["bare"][-1][1]]
+                one = extracted(SYSTEMS[name], made.plan, made.folder / "documents")
+                one["empty"] = sum(empty(SYSTEMS[name])["others"]) / (EMPTY - 1)
+                took[name].append(one)
+                print(f"round {i}, {name}: {one['first']:.2f} s to the first, "
+                      f"{sum(one['others']):.2f} s, of which {one['wait']:.3f} s waiting; "
+                      f"{one['beside']:.3f} s beside; {1000 * one['empty']:.3f} ms with nothing to "
+                      "do", file=sys.stderr)
+    systems = {name: compared(own, took["bare"]) for name, own in took.items()}
+    systems["bare"]["shards_s"] = [round(one, 4) for one in took["bare"][-1]["others"]]
     return {"documents": made.plan.n_rows, "shards": made.plan.n_shards, "dtype": made.plan.dtype,
-            "rounds": rounds, "systems": found}
+            "rounds": rounds, "systems": systems}
+
+
+def compared(own, base):
+    """A system beside the bare loop; [median, least, most] over the rounds."""
+    lasted = [sum(one["others"]) for one in own]
+    shard = statistics.median(sum(one["others"]) for one in base) / len(base[0]["others"])
+    wait = statistics.median(one["wait"] for one in base) / len(base[0]["others"])
+    waits = [one["wait"] / len(one["others"]) for one in own]
+    beside_ = [one["beside"] / len(one["others"]) for one in own]
+    counted = [(w - wait + b) / shard for w, b in zip(waits, beside_, strict=True)]
+    return {
+        "first_commit_s": statistics.median(one["first"] for one in own),
+        "others_s": statistics.median(lasted),
+        "over_bare": spread(a / sum(b["others"]) for a, b in zip(lasted, base, strict=True)),
+        "wait_ms_per_shard": spread(1000 * one for one in waits),
+        "beside_ms_per_shard": spread(1000 * one for one in beside_),
+        "empty_ms_per_shard": spread(1000 * one["empty"] for one in own),
+        "counted_overhead": spread(counted),
+    }
+
+
+def spread(values):
+    found = sorted(values)
+    return [statistics.median(found), found[0], found[-1]]
 
 
 @contextmanager
@@ -231,11 +315,14 @@ def trials(names):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", nargs="*", choices=list(TRIALS), default=list(TRIALS))
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
-    result = {"benchmark": "executors", "ray": ray.__version__} | hardware()
+    result = {}
+    if arguments.output and arguments.output.exists():
+        result = json.loads(arguments.output.read_text())
+    result |= {"benchmark": "executors", "ray": ray.__version__} | hardware()
     if arguments.rounds:
         result |= {"overhead": overhead(arguments.rounds)}
     if arguments.trials:
