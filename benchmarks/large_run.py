@@ -23,8 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import special
 
+from clsight import block_tests, profiles, shards, statistics, tables, weights
 from clsight import build as stage
-from clsight import profiles, shards, statistics, tables, weights
 from clsight.bootstrap import Resampled
 from clsight.plan import DatasetPlan, ModelPlan, Plan
 from clsight.words import segment
@@ -222,6 +222,6 @@ def build(run, plan, tested):
     """The run's database by the package's own code, with its test of words or a seeded one."""
     with ExitStack() as stack:
         if not tested:
-            stack.enter_context(mock.patch.object(stage, "Bootstrap", SeededBootstrap))
+            stack.enter_context(mock.patch.object(block_tests, "Bootstrap", SeededBootstrap))
             stack.enter_context(mock.patch.object(statistics, "one_sided", seeded_p))
         stage.build(run, plan, statistics.Options())

@@ -113,8 +113,11 @@ def build(run, tested):
 
     from clsight import build as stage
     from clsight import plan
+    from clsight.shard_sums import ShardSums
 
     seconds = {}
+    parts = {"relations": (stage, "_relations"), "strata": (stage, "_write_documents"),
+             "sums": (ShardSums, "take"), "moments": (stage, "_moments"), "test": (stage, "_test")}
 
     def timed(name, function):
         def call(*args):
@@ -125,9 +128,9 @@ def build(run, tested):
         return call
 
     with ExitStack() as stack:
-        for name in ("_relations", "_strata", "_sums", "_moments", "_test"):
+        for name, (owner, function) in parts.items():
             stack.enter_context(
-                mock.patch.object(stage, name, timed(name[1:], getattr(stage, name))))
+                mock.patch.object(owner, function, timed(name, getattr(owner, function))))
         timed("all", build)(Path(run), plan.load(Path(run)), tested)
     # Moments are added up at the beginning of the test.
     seconds["test"] -= seconds.get("moments", 0)

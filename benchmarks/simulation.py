@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from executors import rays
 from result_file import finish, hardware
 
 from clsight.executors import dispatch
@@ -123,10 +125,14 @@ def simulated(system, n_shards, workers, durations):
         folder = Path(temporary)
         with SYSTEMS[system](partial(Sleeping, folder, durations), workers) as pool:
             watched, done, begun = Watched(pool), Counter(), time.monotonic()
-            cpu = time.process_time()
+            cpu, others = time.process_time(), rays() if system == "ray" else 0
             for job in dispatch.dispatch(jobs, watched, lambda *_: None):
                 done[job.shard] += 1
             ended, cpu = time.monotonic(), time.process_time() - cpu
+            head = {}
+            if system == "ray":
+                head = {"ray_ms_per_shard": 1000 * (rays() - others) / n_shards,
+                        "gcs_mib": gcs_mib()}
         committed = Counter({path.name: path.read_text().count("done")
                              for path in folder.iterdir() if path.suffix != ".died"})
         deaths = sum(path.suffix == ".died" for path in folder.iterdir())
@@ -142,7 +148,15 @@ def simulated(system, n_shards, workers, durations):
         "recovery_s": [statistics.median(watched.recovered), max(watched.recovered)]
         if watched.recovered else None,
         "driver_cpu_share": cpu / (ended - begun), "driver_ms_per_shard": 1000 * cpu / n_shards,
-    }
+    } | head
+
+
+def gcs_mib():
+    """Memory of the process in which a Ray cluster keeps what it knows."""
+    pid = subprocess.run(["pgrep", "-o", "-f", "gcs/gcs_server"], capture_output=True,
+                         text=True, check=True).stdout.strip()
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
 
 
 def main():

@@ -36,11 +36,14 @@ def main():
         measured = in_child(build, str(run), True)
         with duckdb.connect(run / "clsight.duckdb", read_only=True) as connection:
             counted = connection.sql(COUNTED).to_arrow_table().to_pylist()[0]
+        sizes = {"database": (run / "clsight.duckdb").stat().st_size,
+                 "sums": sum(path.stat().st_size for path in run.glob("*/sums/*.parquet"))}
     # Not before: it imports torch, whose memory is none of the stage's.
     from result_file import finish, hardware
 
+    sizes = {kind: size / counted["documents"] for kind, size in sizes.items()}
     finish({"benchmark": "stage", "hardware": hardware(), "models": len(MODELS), **counted,
-            **measured}, arguments.output)
+            **measured, "bytes_per_document": sizes}, arguments.output)
 
 
 if __name__ == "__main__":

@@ -289,6 +289,100 @@ def pages():
     ]), "", measured_on(report["hardware"] | {"versions": report["versions"]})])
 
 
+def executors():
+    """What executors cost, what became of disturbed runs, and of a night with many workers."""
+    measured, simulation = (json.loads((RESULTS / f"{name}.json").read_text())
+                            for name in ("executors", "simulation"))
+    overhead, disturbed = measured["overhead"], measured["disturbed"]
+    cost = [
+        [NAMES_OF_EXECUTORS[name], percents([ratio - 1 for ratio in one["over_bare"]]),
+         percents(one["counted_overhead"]), f"{one['empty_ms_per_shard'][0]:.2g} ms",
+         f"{one['first_commit_s']:.1f} s"]
+        for name, one in overhead["systems"].items() if name != "bare"]
+    bad = [name for name, one in disturbed["trials"].items()
+           if one["lost"] or one["doubled"] or one["different"]]
+    nights = [
+        [f"`{name}`, {one['workers']} workers", f"{one['shards']:,}", f"{one['deaths']}",
+         f"{one['lost']} / {one['committed_twice']}",
+         f"{one['ideal_s']:.0f} s / {one['wall_s']:.0f} s",
+         f"{one['first_worker_ready_s']:.1f} s", f"{one['tail_s']:.1f} s",
+         f"{one['driver_ms_per_shard']:.2g} ms"]
+        for name, one in simulation["systems"].items()]
+    return "\n".join([
+        f"{overhead['documents']:,} reviews in {overhead['shards']} shards, minilm-rt in "
+        f"{overhead['dtype']}, {overhead['rounds']} rounds in turns: median, least and most.", "",
+        table(["executor", "seconds beside a bare loop", "counted: idle device, and cores taken "
+               "from it", "a shard with nothing to do", "first shard after"], cost), "",
+        "Whole runs on a Ray cluster of several nodes in one machine "
+        f"({disturbed['shards']} shards for each of {disturbed['models']} models; "
+        f"{', '.join(disturbed['trials'])}): "
+        f"{len(disturbed['trials']) - len(bad)} of {len(disturbed['trials'])} have the tables of "
+        "one process, row for row, with nothing lost and nothing doubled.", "",
+        "Simulated nights: the executors are real, their workers sleep as long as shards took, "
+        f"{simulation['mean_shard_s']} s on average, and die at one shard in 2,000.", "",
+        table(["executor", "shards", "workers that died", "shards lost / doubled",
+               "sleep by worker / wall", "first worker ready", "last shard after it was given",
+               "driver, a shard"], nights), "", measured_on(measured)])
+
+
+NAMES_OF_EXECUTORS = {"local": "`local`", "local process": "`local --workers`, one process",
+                      "ray": "`ray`, one actor"}
+
+
+def percents(shares):
+    """Median, least and most of shares."""
+    middle, least, most = (f"{share:.1%}" for share in shares)
+    return f"{middle} ({least} to {most})"
+
+
+NIGHT = 10 * 3600
+
+
+def sizing():
+    """What a document takes, and so many of them."""
+    result, stage, simulation = (json.loads((RESULTS / f"{name}.json").read_text())
+                                 for name in ("sizing", "stage", "simulation"))
+    kinds = ("attention", "scores", "documents")
+    rows = []
+    for model, cases in result["cases"].items():
+        last, all_ = (cases[layers] for layers in ("last", "all"))
+        rates = [one["documents_per_second"] for one in (last, all_)]
+        sizes = [one["bytes_per_document"] for one in (last, all_)]
+        rows.append([model, *(f"{rate:,.0f} ({low:,.0f} to {high:,.0f})"
+                              for rate, low, high in rates),
+                     f"{NIGHT * rates[0][0] / 1e6:.1f} million",
+                     f"{sizes[0]['attention']:,.0f}", f"{sizes[1]['attention']:,.0f}",
+                     *(f"{sizes[0][kind]:,.0f}" for kind in kinds[1:])])
+    case = result["cases"]["bert-rt"]
+    rate = case["last"]["documents_per_second"][0]
+    sizes = [case[layers]["bytes_per_document"] for layers in ("last", "all")]
+    rest = sum(size for kind, size in sizes[0].items() if kind not in ("attention", "sums"))
+    rest += (stage["bytes_per_document"]["sums"] + stage["bytes_per_document"]["database"]) / len(
+        ("bert", "roberta"))
+    per_document = stage["seconds"] / stage["documents"] / stage["models"]
+    driver = simulation["systems"]["local"]["driver_ms_per_shard"]
+    at = [
+        [f"10^{power}", f"{10**power / rate / 3600:,.4g} h",
+         f"{10**power / rate / NIGHT:,.3g}",
+         *(f"{10**power * one['attention'] / 1e9:,.3g} GB" for one in sizes),
+         f"{10**power * rest / 1e9:,.3g} GB", f"{10**power * per_document / 3600:,.3g} h",
+         f"{-(-10**power // 4096):,}", f"{10**power / 4096 * driver / 1000:,.2g} s"]
+        for power in (6, 8, 10)]
+    return "\n".join([
+        f"The {case['last']['documents']:,} reviews (22 words on average), a model by itself, "
+        f"{case['last']['dtype']}, median of {result['rounds']} runs (least to most); bytes are "
+        "those of the files.", "",
+        table(["model", "documents a second, last layer", "all layers",
+               "documents in a night of ten hours", "bytes a document: attention, last layer",
+               "all layers", *kinds[1:]], rows), "",
+        "What bert-rt takes for so many reviews, by those rates, and by those of the statistics "
+        f"stage ({stage['documents']:,} documents) and of the simulation above:", "",
+        table(["documents", "extraction and scores, one such machine", "machines for one night",
+               "attention, last layer", "all layers", "all else", "statistics, one machine",
+               "shards of 4,096", "driver's work"], at), "",
+        measured_on(result)])
+
+
 def survival():
     """What became of runs that were disturbed."""
     result = json.loads((RESULTS / "survival.json").read_text())
@@ -579,7 +673,8 @@ def main():
 TABLES = {"families": families, "benchmark": benchmark, "extraction": extraction,
           "whole": whole, "kernels": kernels, "queries": queries,
           "calibration": calibration, "pages": pages, "survival": survival,
-          "faithfulness": faithfulness, "shortcuts": shortcuts, "human": human}
+          "faithfulness": faithfulness, "shortcuts": shortcuts, "human": human,
+          "executors": executors, "sizing": sizing}
 
 
 if __name__ == "__main__":

@@ -2,24 +2,29 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 from functools import partial
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from polars.testing import assert_frame_equal
 
-from clsight import shards
+from clsight import blocks, build, shards
+from clsight.block_tests import BlockTests
 from clsight.clock import Clock
 from clsight.errors import ClsightError, UsageError
 from clsight.executors import dispatch, jobs, local, opened
 from clsight.executors.dispatch import Died, Done, Ready
 from clsight.executors.jobs import Job
 from clsight.extract import Worker
-from test_pipeline import run
+from clsight.statistics import Options
+from test_pipeline import contents, run
 
 SIZE = 50
 """Documents a shard: twelve shards of the reviews."""
@@ -175,6 +180,46 @@ def test_an_error_is_raised_once_what_is_at_work_is_done(executor, reference, ba
         committed += where.run(make, todo[:5], lambda *_: None, Clock())
     for name in ("00000.parquet", "00001.parquet", "00002.parquet"):
         assert name in shards.done(folder / "bert" / "scores")
+
+
+class MortalTests(BlockTests):
+    """The first to test a block is killed; in its place comes another."""
+
+    def take(self, job):
+        try:
+            (self.run / "died").touch(exist_ok=False)
+        except FileExistsError:
+            super().take(job)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+TESTED = ("tested_words", "model_pairs", "model_heterogeneity", "tested_slices",
+          "slice_heterogeneity", "word_sums")
+
+
+def test_any_workers_make_the_same_statistics(executor, reviews, tmp_path, monkeypatch):
+    """Sums of shards and tests of blocks, made by two workers, one of which is killed."""
+    monkeypatch.setattr(blocks, "PAIRS_PER_BLOCK", 500)
+    table = pl.read_parquet(reviews).with_columns(
+        source=pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("one")).otherwise(
+            pl.lit("other")))
+    table.write_parquet(tmp_path / "reviews.parquet")
+    options = Options(min_documents=20, bigrams=True, max_t=True, bootstrap=100)
+    one = run(tmp_path / "reviews.parquet", tmp_path / "one", shard_size=SIZE, layers="last",
+              group_by="source", options=options)
+    other = shutil.copytree(one.folder, tmp_path / "other")
+    shutil.rmtree(other / "bert" / "sums")
+    monkeypatch.setattr(build, "BlockTests", MortalTests)
+    with executor(2) as where:
+        build.build(other, one.plan, options, executor=where)
+    assert (other / "died").exists()
+    assert not list(other.glob("*statistics*"))
+    for relation in TESTED:
+        of_one, of_other = (contents(at, relation, "ALL") for at in (one.folder, other))
+        assert len(of_one), relation
+        # DuckDB adds up in the order in which its threads come.
+        assert_frame_equal(of_one, of_other, rel_tol=1e-11, abs_tol=1e-11)
 
 
 def test_nodes_may_leave_and_join(cluster, reference, bare):

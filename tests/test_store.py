@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 import fsspec
 import pytest
 
-from clsight import events, lease, lock, run_folder, shards, status, store, verify
+from clsight import build, events, lease, lock, run_folder, shards, status, store, verify
 from clsight.errors import ClsightError, UsageError
+from clsight.executors.jobs import Place
 from s3_server import SECRET, started
 from test_parts import RELATIONS, command, in_part
-from test_pipeline import assert_same_statistics, contents, run
+from test_pipeline import OPTIONS, assert_same_statistics, contents, run
 
 
 @pytest.fixture
@@ -289,6 +290,39 @@ def test_a_run_is_that_of_a_disk_and_fetches_what_a_question_needs(
     assert not list(other.folder.glob("*/scores/*"))
     other.document(3)
     assert len(list(other.folder.glob("*/scores/*"))) == 6
+
+
+class OtherMachine:
+    """An executor whose only worker is on another machine, and has seen nothing of the run."""
+
+    elsewhere, n_workers = True, 1
+
+    def __init__(self, machine, url, filesystem):
+        self.machine, self.url, self.filesystem, self.seen = machine, url, filesystem, set()
+
+    def run(self, make, jobs, report, clock):
+        self.machine("b")
+        with make(Place("cpu"), report, clock) as worker:
+            for job in jobs:
+                worker.take(job)
+        self.seen |= objects(self.url, self.filesystem)
+        self.machine("a")
+        store.folder(self.url)
+        yield from jobs
+
+
+def test_statistics_may_be_made_by_machines_that_share_the_storage_alone(
+    machine, bucket, reviews, small_run
+):
+    url, filesystem = bucket
+    made = run(reviews, url)
+    executor = OtherMachine(machine, url, filesystem)
+    build.build(made.folder, made.plan, OPTIONS, executor=executor)
+    assert_same_statistics(made.folder, small_run.folder)
+    through = {name.split("/")[2] for name in executor.seen if name.startswith("statistics/")}
+    assert through == {"documents", "pairs", "moments.npz", "found"}
+    assert not any("statistics" in name for name in objects(url, filesystem))
+    assert not list(made.folder.glob("*statistics*"))
 
 
 def test_what_is_lost_or_damaged_there_is_named_and_made_again(machine, bucket, reviews, small_run):

@@ -1,64 +1,51 @@
-"""Scored shards -> the run's database: strata, sums of each shard, tests, and the relations."""
+"""Scored shards -> the run's database: strata, sums of each shard, tests, and the relations.
+
+DuckDB has what needs all documents at once. Sums of shards and tests of blocks of units are jobs,
+which an executor's workers do like the shards of a run; see `shard_sums` and `block_tests`.
+"""
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from clsight import comparisons, faithfulness, masses, shards, store, tables, units
-from clsight.blocks import Blocks
-from clsight.bootstrap import Bootstrap
+from clsight import block_tests, blocks, faithfulness, shards, store, tables, units
+from clsight import stage as stages
+from clsight.block_tests import BlockTests
 from clsight.database import at, quoted, sql_files, views_in_order
 from clsight.dataset import file_sha256
 from clsight.errors import ClsightError, said
-from clsight.masses import Mass
-from clsight.permutations import Permutations
+from clsight.executors.jobs import Place
 from clsight.plan import Plan
-from clsight.replicates import Strata
-from clsight.statistics import Moments, Options, degrees_of_freedom
-from clsight.tested import Block, Heterogeneity, Names, PairTests, SliceTests, WordTests
-from clsight.units import Units
+from clsight.shard_sums import ShardSums
+from clsight.stage import REFERENCES, Documents, Stage
+from clsight.statistics import Moments, Options
+
+if TYPE_CHECKING:
+    from clsight.executors.jobs import Executor
 
 MEMORY_LIMIT = "1GB"
 """For DuckDB while it builds a run; beyond it, the disk is used."""
-REFERENCES = ("predicted", "label")
+SCRATCH = "statistics"
+"""Folder of a run for what passes between workers."""
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What the parts of this stage share."""
-
-    run: Path
-    plan: Plan
-    options: Options
-    connection: duckdb.DuckDBPyConnection
-    """The database that is made."""
-    blocks: Blocks
-    """The pairs of all shards and models."""
-    units: Units
-    strata: dict[str, Strata]
-    """Of each model; all have the same rows."""
-
-    @property
-    def models(self) -> list[str]:
-        """Names of the models."""
-        return list(self.plan.models)
-
-
 def build(
-    run: Path, plan: Plan, options: Options, progress: Progress = lambda *_: None
+    run: Path, plan: Plan, options: Options, progress: Progress = lambda *_: None,
+    executor: "Executor | None" = None,
 ) -> None:
     """Make the database of a run whose shards are scored; replaces an earlier one whole.
 
@@ -67,35 +54,78 @@ def build(
         plan: its plan.
         options: how words are tested.
         progress: called with the documents whose sums were made, and their number in all.
+        executor: whose workers sum and test; by default this process.
 
     Raises:
         ClsightError: DuckDB could not do it, for want of disk or memory most likely.
     """
     try:
-        _build(run, plan, options, progress)
+        _build(run, plan, options, progress, executor or _this_process())
     except duckdb.Error as error:
         raise ClsightError(f"{run}: the statistics could not be made ({said(error)}); shards are "
                            "kept, the same command tries again") from error
 
 
-def _build(run: Path, plan: Plan, options: Options, progress: Progress) -> None:
+def _this_process() -> "Executor":
+    from clsight.executors.local import Local
+
+    return Local([Place("cpu")])
+
+
+def _build(
+    run: Path, plan: Plan, options: Options, progress: Progress, executor: "Executor"
+) -> None:
     store.fetch(run / "documents", *(run / model / made for model in plan.models
                                      for made in ("", *shards.MADE)))
-    with shards.replaced(run / tables.DATABASE, _refuse_half) as path, ExitStack() as stack:
-        connection = stack.enter_context(_opened(path, run))
-        scratch = Path(stack.enter_context(
-            TemporaryDirectory(dir=run, prefix=f"{shards.PARTIAL}pairs-")))
+    with (shards.replaced(run / tables.DATABASE, _refuse_half) as path,
+          _opened(path, run) as connection, _scratch(run, executor) as scratch):
         _store(connection, "measured_faithfulness", faithfulness.read(run, plan))
         _relations(connection, plan, options)
         groups = units.read_groups(options.groups) if options.groups else units.Groups()
         tested = units.tested(connection, options.min_documents, options.bigrams, groups)
-        strata = {model: _strata(connection, model) for model in plan.models}
-        blocks = Blocks(scratch, tested.table["n_documents"].to_numpy())
-        stage = Stage(run, plan, options, connection, blocks, tested, strata)
-        _sums(stage, progress)
-        _test(stage)
+        documents = Documents(scratch / "documents")
+        stage = Stage(str(scratch.relative_to(run)), plan, options, tested,
+                      blocks.cut(tested.table["n_documents"].to_numpy()),
+                      _write_documents(connection, plan, documents))
+        work = partial(_work, run, stage, executor, progress)
+        sums = [run / model / "sums" for model in plan.models]
+        shards.remove(sums)  # also of this machine, where another one makes them
+        work(ShardSums, plan.shard_names())
+        store.fetch(*sums)
+        connection.execute(sql_files("views")["word_sums"])
+        if len(tested):
+            _test(connection, run, stage, work)
         # Closing does the same, and says nothing where it fails.
         connection.execute("CHECKPOINT")
+
+
+@contextmanager
+def _scratch(run: Path, executor: "Executor") -> Iterator[Path]:
+    """A folder that workers share, and no straggler of an earlier attempt knows.
+
+    It goes through the storage only where workers may be on other machines.
+    """
+    base = run / f"{'' if executor.elsewhere and store.of(run) else shards.PARTIAL}{SCRATCH}"
+    shards.remove([base])
+    try:
+        yield base / uuid4().hex
+    finally:
+        shards.remove([base])
+
+
+def _work(
+    run: Path, stage: Stage, executor: "Executor", progress: Progress,
+    kind: type[ShardSums | BlockTests], names: list[str],
+) -> None:
+    """Let workers do jobs."""
+    from clsight.clock import Clock
+
+    def report(_: str, n: int) -> None:
+        progress(n, stage.plan.n_rows or 0)
+
+    make = partial(kind, store.place(run.resolve()), stage)
+    for _ in executor.run(make, [stages.job(name) for name in names], report, Clock()):
+        pass
 
 
 def renew_faithfulness(run: Path, plan: Plan) -> None:
@@ -187,118 +217,79 @@ SELECT model, count(*) AS n FROM bad_documents WHERE model IS NOT NULL GROUP BY 
 """
 
 
-def _strata(connection: duckdb.DuckDBPyConnection, model: str) -> Strata:
-    stored = connection.sql(
-        'SELECT "row", any_value(error) AS error, '
-        "max(stratum) FILTER (reference = 'predicted') AS predicted, "
-        "max(stratum) FILTER (reference = 'label') AS label "
-        'FROM strata WHERE model = $model GROUP BY "row" ORDER BY "row"',
-        params={"model": model},
-    ).to_arrow_table()
-    return Strata(
-        rows=stored["row"].to_numpy(),
-        stratum=np.stack([stored[name].to_numpy().astype(np.int32) for name in REFERENCES]),
-        error=stored["error"].to_numpy(),
-    )
-
-
-def _sums(stage: Stage, progress: Progress) -> None:
-    """Write each shard's sums, and put its pairs into their blocks."""
-    for name in stage.plan.shard_names():
-        row, offsets, places = units.places(stage.run / "documents" / name, stage.units)
-        place, x = _places_among(stage, row), []
-        for model, strata in stage.strata.items():
-            scores = masses.read_scores(stage.run / model / "scores" / name, stage.plan.scores,
-                                        offsets)
-            pairs = masses.pairs(offsets, places, scores, len(stage.units))
-            n_words = np.diff(offsets)[pairs.document][place[pairs.document] >= 0]
-            pairs = masses.among(pairs, place)
-            masses.write_sums(stage.run / model / "sums" / name, model, stage.units,
-                              stage.plan.scores, pairs, strata.stratum, strata.error, n_words)
-            x.append(pairs.x)
-        stage.blocks.add(pairs.unit, pairs.document, np.concatenate(x))
-        progress(len(row), stage.plan.n_rows or 0)
-    stage.connection.execute(sql_files("views")["word_sums"])
-
-
-def _places_among(stage: Stage, row: Any) -> Any:
-    """Index of each row among the tested documents; -1 where it is not one."""
-    rows = next(iter(stage.strata.values())).rows
-    place = np.searchsorted(rows, row)
-    return np.where(np.append(rows, -1)[place] == row, place, -1)
-
-
-def _test(stage: Stage) -> None:
-    """Test all units, block by block, and store what comes out."""
-    if not len(stage.units):
-        return
-    options, strata = stage.options, list(stage.strata.values())
-    bootstrap = Bootstrap(strata, options.seed, options.bootstrap)
-    tests = _tests(stage)
-    for own in _blocks(stage, bootstrap):
-        for test in tests:
-            test.add(own)
-    for test in tests:
-        for name, table in test.tables().items():
-            stage.connection.register("tested", table)
-            stage.connection.execute(f"INSERT INTO {name} FROM tested")
-            stage.connection.unregister("tested")
-
-
-def _tests(stage: Stage) -> list[WordTests | PairTests | SliceTests | Heterogeneity]:
-    """Each model's, each pair of models', and each model's within slices."""
-    options, strata = stage.options, list(stage.strata.values())
-    names, budget = Names(stage.units, stage.plan.scores), options.budget(len(stage.units))
-    moments = [_moments(stage, model) for model in stage.models]
-    drawn = partial(Permutations, seed=options.seed, budget=budget)
-    tests: list[Any] = [
-        WordTests(names, model, i, strata[i], moments[i], drawn(strata[i]), options)
-        for i, model in enumerate(stage.models)
-    ]
-    documents = _documents(stage)
-    for i, j in combinations(range(len(strata)), 2):
-        one, other = stage.models[i], stage.models[j]
-        certainty = documents[f"confidence_{i}"] - documents[f"confidence_{j}"]
-        discordant = comparisons.paired(strata[i], strata[j], documents["label"], certainty,
-                                        options.seed, budget)
-        tests.append(PairTests(names, (one, other), (i, j), (moments[i], moments[j]),
-                               (strata[i], strata[j]), discordant, options))
-    if len(strata) > 1:
-        tests.append(Heterogeneity(names, moments))
-    if stage.plan.dataset.group_by is not None:
-        values = [value for value in np.unique(documents["slice"]) if value]
-        for i, model in enumerate(stage.models):
-            parts = [comparisons.part(value, documents["slice"] == value, strata[i], options.seed,
-                                      budget) for value in values]
-            tests.append(SliceTests(names, model, i, parts, options))
-    return tests
-
-
-def _documents(stage: Stage) -> dict[str, Any]:
-    """[N] label (a number), slice ("" for none) and each model's confidence."""
-    confidences = ", ".join(
-        f"max(confidence) FILTER (model = ${i}) AS confidence_{i - 1}"
-        for i in range(1, len(stage.models) + 1))
-    table: pa.Table = stage.connection.sql(
-        f'SELECT "row", dense_rank() OVER (ORDER BY any_value(p.label)) AS label, '
-        f"coalesce(any_value(slice), '') AS slice, {confidences} "
+def _write_documents(
+    connection: duckdb.DuckDBPyConnection, plan: Plan, documents: Documents
+) -> tuple[str, ...]:
+    """Write the tested documents; returns the values within which words are tested."""
+    for model in plan.models:
+        own = _strata(connection, model)
+        documents.write({f"{model}.{name}": array for name, array in own.items()})
+    table: pa.Table = connection.sql(
+        'SELECT "row", dense_rank() OVER (ORDER BY any_value(p.label)) AS label, '
+        "nullif(any_value(slice), '') AS slice "
         'FROM predictions AS p JOIN documents USING ("row") '
         'SEMI JOIN tested_documents USING ("row") GROUP BY "row" ORDER BY "row"',
-        params=stage.models,
     ).to_arrow_table()
-    return {str(name): table[name].to_numpy() for name in table.column_names}
+    slices: list[str] = []
+    if plan.dataset.group_by is not None:
+        slices = sorted(table["slice"].unique().drop_null().to_pylist())
+    code = pc.fill_null(pc.index_in(table["slice"], pa.array(slices, pa.string())), -1)
+    documents.write({"rows": table["row"].to_numpy(), "label": table["label"].to_numpy(),
+                     "slice": code.to_numpy()})
+    return tuple(slices)
 
 
-def _moments(stage: Stage, model: str) -> Moments:
+def _strata(connection: duckdb.DuckDBPyConnection, model: str) -> dict[str, Any]:
+    """stratum [2, N], error [N] and confidence [N] of the tested documents."""
+    stored = connection.sql(
+        'SELECT "row", any_value(s.error) AS error, '
+        "max(stratum) FILTER (reference = 'predicted') AS predicted, "
+        "max(stratum) FILTER (reference = 'label') AS label, "
+        "any_value(confidence) AS confidence "
+        'FROM strata AS s JOIN predictions AS p USING (model, "row") WHERE model = $model '
+        'GROUP BY "row" ORDER BY "row"',
+        params={"model": model},
+    ).to_arrow_table()
+    return {
+        "stratum": np.stack([stored[name].to_numpy().astype(np.int32) for name in REFERENCES]),
+        "error": stored["error"].to_numpy(), "confidence": stored["confidence"].to_numpy(),
+    }
+
+
+def _test(
+    connection: duckdb.DuckDBPyConnection, run: Path, stage: Stage,
+    work: Callable[[type[BlockTests], list[str]], None],
+) -> None:
+    """Test all units, block by block, and store what comes out."""
+    here = BlockTests(str(run), stage, Place("cpu"), lambda *_: None, None)
+    moments = [_moments(connection, stage, model) for model in stage.models]
+    stages.write_moments(here.scratch / block_tests.MOMENTS, moments)
+    names = [block_tests.block_name(block) for block in range(len(stage.blocks) - 1)]
+    work(BlockTests, names)
+    found = [stages.read_arrays(here.scratch / block_tests.FOUND / name) for name in names]
+    for i, test in enumerate(here.tests):
+        for name, table in test.tables([_of_test(i, block) for block in found]).items():
+            connection.register("tested", table)
+            connection.execute(f"INSERT INTO {name} FROM tested")
+            connection.unregister("tested")
+
+
+def _of_test(test: int, block: dict[str, Any]) -> dict[str, Any]:
+    prefix = f"{test}."
+    return {name.removeprefix(prefix): array for name, array in block.items()
+            if name.startswith(prefix)}
+
+
+def _moments(connection: duckdb.DuckDBPyConnection, stage: Stage, model: str) -> Moments:
     """Sums of all units of a model, added up over shards and strata in SQL."""
     shape = (len(REFERENCES), len(stage.plan.scores), len(stage.units))
     sums: dict[str, Any] = {name: np.zeros(shape) for name in _OF_STRATA}
     counts = np.zeros((2, len(stage.units)), dtype=np.int64)
     names = stage.units.table.select(["kind", "form"])
-    stage.connection.register("tested_unit", names.append_column(
+    connection.register("tested_unit", names.append_column(
         "unit", pa.array(np.arange(len(stage.units)), pa.int32())))
     for (i, reference), (j, score) in product(enumerate(REFERENCES), enumerate(stage.plan.scores)):
-        table = stage.connection.sql(
+        table = connection.sql(
             _moments_query(model, reference, score),
             params={"model": model, "reference": reference}).to_arrow_table()
         unit = table["unit"].to_numpy()
@@ -306,7 +297,7 @@ def _moments(stage: Stage, model: str) -> Moments:
             sums[name][i, j, unit] = table[f"{score}_{name}"].to_numpy()
         for k, name in enumerate(("n_documents", "n_errors")):
             counts[k, unit] = table[name].to_numpy()
-    stage.connection.unregister("tested_unit")
+    connection.unregister("tested_unit")
     return Moments(n_documents=counts[0], n_errors=counts[1], **sums)
 
 
@@ -358,14 +349,6 @@ SELECT unit, sum(h.n_documents)::BIGINT AS n_documents, sum(n_errors)::BIGINT AS
 FROM held AS h JOIN size USING (stratum)
 GROUP BY unit
 """
-
-
-def _blocks(stage: Stage, bootstrap: Bootstrap) -> Iterator[Block]:
-    """Units, their masses by each model and what resamples say of them, block by block."""
-    for own, offsets, document, x in stage.blocks:
-        masses_of = [Mass(offsets, document, part) for part in np.split(x, len(stage.models))]
-        freedom = [*map(degrees_of_freedom, masses_of, stage.strata.values())]
-        yield Block(own, masses_of, bootstrap.resample(masses_of), freedom)
 
 
 def _parameters(plan: Plan, options: Options) -> dict[str, Any]:

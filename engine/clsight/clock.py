@@ -7,10 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from clsight.prepacked import prepacked
-
 STAGES = {
     "documents": ("device", "read the dataset, find its words"),
     "load": ("reader", "open a model"),
@@ -76,8 +72,11 @@ class Clock:
         self.operations += operations
 
     def _change(self, name: str | None) -> None:
-        if self.detailed and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        if self.detailed:
+            import torch  # which the statistics, with clocks of their own, can do without
+
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
         now, before = time.perf_counter(), getattr(self._local, "stage", None)
         if before is not None:
             self.spent(before, now - self._local.since)
@@ -107,6 +106,10 @@ def matrix_peak(dtype: str, device: str, width: int = 1024, seconds: float = 0.5
         width: of the encoder; products are [rows, width] x [width, 4 width], and back.
         seconds: how long to try.
     """
+    import torch
+
+    from clsight.prepacked import prepacked
+
     rows, precision = 4096 if device == "cpu" else 65536, getattr(torch, dtype)
     with torch.no_grad():
         wide = prepacked(torch.nn.Linear(width, 4 * width, device=device, dtype=precision))
@@ -118,6 +121,8 @@ def matrix_peak(dtype: str, device: str, width: int = 1024, seconds: float = 0.5
 
 def _fastest(call: Callable[[], object], device: str, seconds: float) -> float:
     """Seconds of the fastest call, after one that does not count."""
+    import torch
+
     fastest, started = float("inf"), time.perf_counter()
     call()
     while time.perf_counter() - started < seconds or fastest == float("inf"):

@@ -130,7 +130,7 @@ class Heartbeat:
         """Count documents that were done in a stage; `total` 0 where it is not known."""
         self._done[stage] = done = self._done.get(stage, 0) + documents
         now = time.monotonic()
-        if now - self._said.get(stage, -EVERY) >= EVERY or done == total:
+        if now - self._said.get(stage, -EVERY) >= EVERY or (documents and done == total):
             self._said[stage] = now
             event("progress", f"{stage}: {done} documents", logging.DEBUG, stage=stage, done=done,
                   total=total or None)

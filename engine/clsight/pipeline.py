@@ -89,9 +89,9 @@ def run(
         tokens_per_batch: pieces per batch; by default what suits the device.
         shard_size: documents per shard, the unit of work and of resume.
         options: how words are tested.
-        executor: where shards are extracted and scored: "local" (this machine: one process for
-            each card, or `workers` of them) or "ray" (a cluster, whose nodes all see the dataset's
-            models and the run folder).
+        executor: where shards are extracted, scored and summed, and words tested: "local" (this
+            machine: one process for each card, or `workers` of them) or "ray" (a cluster, whose
+            nodes all see the dataset's models and the run folder).
         workers: how many; by default one for each card, and without one a single one here, and on
             a cluster as many as have room.
         ray_address: of the cluster; by default that of RAY_ADDRESS, or one of this machine alone.
@@ -142,12 +142,17 @@ def run(
 
 
 def merge(
-    folder: Path, progress: Progress = lambda *_: None, clock: "Clock | None" = None
+    folder: Path, *, executor: str = "local", workers: int | None = None,
+    ray_address: str | None = None, progress: Progress = lambda *_: None,
+    clock: "Clock | None" = None,
 ) -> Run:
     """Make the tables of a run whose shards were extracted and scored in parts.
 
     Args:
         folder: the run folder.
+        executor: where sums and tests are made; see `run`.
+        workers: how many.
+        ray_address: of the cluster.
         progress: called as documents are done.
         clock: counts where time goes.
 
@@ -158,7 +163,7 @@ def merge(
 
     plan, clock = plans.load(folder), clock or Clock()
     progress = _observed(folder, progress)
-    with _at_work(folder, []):
+    with executors.opened(executor, "cpu", workers, ray_address) as where, _at_work(folder, []):
         shards.sweep(folder)
         _say_started(plan, folder)
         _refuse_missing(folder, plan)
@@ -166,7 +171,7 @@ def merge(
         if _is_built(folder, plan, options):
             event("complete", f"nothing to do: {folder} is complete")
         else:
-            _make_tables(folder, plan, options, progress, clock)
+            _make_tables(folder, plan, where, options, progress, clock)
     return Run(folder, plan)
 
 
@@ -196,15 +201,16 @@ def _complete(
         _extract_and_score(folder, plan, pending, executor, tokens_per_batch, progress, clock)
         memory.release()
         shards.sweep(folder)  # of workers that were killed
-    _make_tables(folder, plan, options, progress, clock)
+    _make_tables(folder, plan, executor, options, progress, clock)
 
 
 def _make_tables(
-    folder: Path, plan: Plan, options: Options, progress: Progress, clock: "Clock"
+    folder: Path, plan: Plan, executor: "Executor", options: Options, progress: Progress,
+    clock: "Clock",
 ) -> None:
     _write_head_weights(folder, plan)
     with clock.stage("statistics"):
-        _build(folder, plan, options, progress)
+        _build(folder, plan, executor, options, progress)
     event("complete", f"{folder} is complete")
 
 
@@ -437,10 +443,13 @@ def _is_built(folder: Path, plan: Plan, options: Options) -> bool:
     return build.is_built(folder, plan, options)
 
 
-def _build(folder: Path, plan: Plan, options: Options, progress: Progress) -> None:
+def _build(
+    folder: Path, plan: Plan, executor: "Executor", options: Options, progress: Progress
+) -> None:
     from clsight import build, database
 
-    build.build(folder, plan, options, lambda n, total: progress("statistics", n, total))
+    build.build(folder, plan, options, lambda n, total: progress("statistics", n, total),
+                executor.without_cards())
     with database.connect(folder) as connection:
         for check, count in database.failed_checks(connection).items():
             event("check", f"check {check}: {count} rows; see them with: clsight query {folder} "

@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "polars")
 """Whose major versions must stay the same in a run: they decide its numbers."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """Names of models are names of folders, and stand in SQL."""
-RESERVED = ("documents", "log")
+RESERVED = ("documents", "log", "statistics")
 _ARROW = {"int64": pa.int64(), "string": pa.string()}
 
 

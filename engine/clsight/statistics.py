@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from clsight.bootstrap import INTERVALS, Resampled
+from clsight.bootstrap import INTERVALS
 from clsight.masses import Mass
 from clsight.permutations import Permutations
 from clsight.replicates import Strata
@@ -182,24 +182,22 @@ def detectable(moments: Moments, max_q: float) -> Floats:
 
 
 def tested(
-    moments: Moments, p: Floats, resampled: list[Resampled], model: int
+    moments: Moments, p: Floats, consistency: Floats, intervals: Floats
 ) -> dict[str, Floats]:
     """Test results of U units, [S, U] each.
 
     Args:
         moments: of the units.
         p: [2, R, S, U] of `one_sided`.
-        resampled: of the units, in blocks.
-        model: index of the model.
+        consistency: [2, S, U] of `Resampled`, for the model.
+        intervals: [S, 4, 2, U] of the same.
     """
     z = moments.z
-    consistency = np.concatenate([part.consistency[:, model] for part in resampled], axis=2)
-    intervals = np.concatenate([part.intervals[model] for part in resampled], axis=1)
     columns = {"z": weaker(z), "z_predicted": z[0], "z_label": z[-1]}
     columns |= {"p": p[0].max(axis=0), "p_under": p[1].max(axis=0)}
     columns |= {"consistency": consistency[0], "consistency_under": consistency[1]}
     for i, name in enumerate(INTERVALS):
-        columns |= {f"{name}_low": intervals[..., i, 0], f"{name}_high": intervals[..., i, 1]}
+        columns |= {f"{name}_low": intervals[:, i, 0], f"{name}_high": intervals[:, i, 1]}
     return columns
 
 

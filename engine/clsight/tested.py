@@ -1,6 +1,10 @@
-"""Tests of all units, block by block, and the tables that come of them."""
+"""Tests of all units, block by block, and the tables that come of them.
 
-from dataclasses import dataclass, field
+`found` gives what a test says of a block: arrays whose last axis is the block's units, unless said
+otherwise. `tables` takes what was found in all blocks, in order, and makes rows of it.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +58,14 @@ class Names:
         return pa.table(made).select(schema.names).cast(schema)
 
 
-@dataclass
+Found = dict[str, npt.NDArray[Any]]
+
+
+def _joined(found: list[Found], name: str) -> npt.NDArray[Any]:
+    return np.concatenate([block[name] for block in found], axis=-1)
+
+
+@dataclass(frozen=True)
 class WordTests:
     """The test of the design for one model."""
 
@@ -65,43 +76,40 @@ class WordTests:
     moments: Moments
     permutations: Permutations
     options: Options
-    p: list[Floats] = field(default_factory=list)
-    permuted: list[npt.NDArray[np.bool_]] = field(default_factory=list)
-    resampled: list[Resampled] = field(default_factory=list)
-    extremes: Floats | None = None
 
-    def add(self, block: Block) -> None:
-        """Test the units of a block."""
-        mass = block.masses[self.index]
+    def found(self, block: Block) -> Found:
+        """Test the units of a block; "extremes" is [2, R, S, permutations] over all of them."""
+        mass, resampled = block.masses[self.index], block.resampled
         p, permuted = statistics.one_sided(
             self.moments, mass, block.units, self.permutations, self.options.max_skewness)
-        self.p.append(p)
-        self.permuted.append(permuted)
-        self.resampled.append(block.resampled)
+        found = {
+            "p": p, "permuted": permuted, "consistency": resampled.consistency[:, self.index],
+            "intervals": np.moveaxis(resampled.intervals[self.index], 1, -1),
+        }
         if self.options.max_t:
-            own = self.permutations.extremes(mass, self.moments.variance[..., block.units])
-            before = own if self.extremes is None else self.extremes
-            self.extremes = np.stack([np.maximum(own[0], before[0]),
-                                      np.minimum(own[1], before[1])])
+            found["extremes"] = self.permutations.extremes(
+                mass, self.moments.variance[..., block.units])
+        return found
 
-    def tables(self) -> dict[str, pa.Table]:
+    def tables(self, found: list[Found]) -> dict[str, pa.Table]:
         """Rows of `tested_words`."""
         error = self.strata.error
         figures = statistics.describe(self.moments, int(error.sum()), int((~error).sum()))
         figures |= statistics.tested(
-            self.moments, np.concatenate(self.p, axis=-1), self.resampled, self.index)
+            self.moments, *(_joined(found, name) for name in ("p", "consistency", "intervals")))
         figures["detectable_ratio"] = statistics.detectable(self.moments, self.options.max_q)
-        if self.extremes is not None:
+        if self.options.max_t:
+            extremes = np.stack([block["extremes"] for block in found])
             figures["p_max_t"], figures["p_max_t_under"] = statistics.max_t(
-                self.moments.z, self.extremes)
-        p_from = np.where(np.concatenate(self.permuted), "permutations", "moments")
+                self.moments.z, np.stack([extremes[:, 0].max(0), extremes[:, 1].min(0)]))
+        p_from = np.where(_joined(found, "permuted"), "permutations", "moments")
         columns = figures | {"n_documents": self.moments.n_documents,
                              "n_errors": self.moments.n_errors, "p_from": p_from}
         return {"tested_words": self.names.table(
             tables.tested_words(), {"model": self.model}, columns)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class PairTests:
     """Two models on the same documents."""
 
@@ -112,14 +120,13 @@ class PairTests:
     strata: tuple[Strata, Strata]
     discordant: Part
     options: Options
-    blocks: list[dict[str, Floats]] = field(default_factory=list)
 
-    def add(self, block: Block) -> None:
+    def found(self, block: Block) -> Found:
         """Compare the units of a block."""
         one, other = self.indices
         own, others = block.masses[one], block.masses[other]
         difference = self.discordant.mass(Mass(own.offsets, own.document, own.x - others.x))
-        found: dict[str, Any] = self._paired(difference)
+        found: Found = self._paired(difference)
         found["n_both_errors"] = comparisons.both_errors(own, *self.strata)
         ratios = [statistics.adjusted(moments)[:, block.units] for moments in self.moments]
         chosen = np.ix_([one, other], [one, other])
@@ -129,9 +136,9 @@ class PairTests:
         found |= {"adjusted_ratio": ratios[0], "other_adjusted_ratio": ratios[1]}
         freedom = np.minimum(block.freedom[one], block.freedom[other])
         found["p_difference"] = statistics.two_sided(found["z_difference"], freedom)
-        self.blocks.append(found)
+        return found
 
-    def _paired(self, difference: Mass) -> dict[str, Floats]:
+    def _paired(self, difference: Mass) -> Found:
         strata = self.discordant.permutations.strata
         moments = comparisons.moments(difference, strata)
         p, _ = statistics.one_sided(moments, difference, slice(None), self.discordant.permutations,
@@ -147,15 +154,14 @@ class PairTests:
             "p_paired": np.where(few, np.nan, np.minimum(1, 2 * p[:, 0].min(axis=0))),
         }
 
-    def tables(self) -> dict[str, pa.Table]:
+    def tables(self, found: list[Found]) -> dict[str, pa.Table]:
         """Rows of `model_pairs`."""
-        columns: dict[str, Any] = {name: np.concatenate([b[name] for b in self.blocks], axis=-1)
-                                   for name in self.blocks[0]}
+        columns = {name: _joined(found, name) for name in found[0]}
         names = dict(zip(("model", "other"), self.models, strict=True))
         return {"model_pairs": self.names.table(tables.model_pairs(), names, columns)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class SliceTests:
     """The test within each value of a column, for one model."""
 
@@ -164,21 +170,24 @@ class SliceTests:
     index: int
     parts: list[Part]
     options: Options
-    blocks: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, block: Block) -> None:
-        """Test the units of a block in each slice that enough documents hold them in."""
-        found: dict[str, Any] = {}
+    def found(self, block: Block) -> Found:
+        """Test the units of a block in each slice that enough documents hold them in.
+
+        What is found in part i is called `i.NAME`.
+        """
+        found: Found = {}
         moments_of = []
-        for part in self.parts:
+        for i, part in enumerate(self.parts):
             mass = part.mass(block.masses[self.index])
             moments = comparisons.moments(mass, part.permutations.strata)
-            found[part.name] = self._slice(part, mass, moments)
+            found |= {f"{i}.{name}": array
+                      for name, array in self._slice(part, mass, moments).items()}
             moments_of.append(moments)
-        found["agreement"] = comparisons.agreement(moments_of, self.options.min_documents)
-        self.blocks.append(found)
+        chi, p = comparisons.agreement(moments_of, self.options.min_documents)
+        return found | {"chi_squared": chi, "p": p}
 
-    def _slice(self, part: Part, mass: Mass, moments: Moments) -> dict[str, Floats]:
+    def _slice(self, part: Part, mass: Mass, moments: Moments) -> Found:
         p, _ = statistics.one_sided(moments, mass, slice(None), part.permutations,
                                     self.options.max_skewness)
         error = part.permutations.strata.error
@@ -189,42 +198,39 @@ class SliceTests:
             "z": statistics.weaker(moments.z), "p": p[0].max(axis=0), "p_under": p[1].max(axis=0),
         }
 
-    def tables(self) -> dict[str, pa.Table]:
+    def tables(self, found: list[Found]) -> dict[str, pa.Table]:
         """Rows of `tested_slices` and `slice_heterogeneity`."""
         rows = []
-        for part in self.parts:
-            columns = {name: np.concatenate([b[part.name][name] for b in self.blocks], axis=-1)
-                       for name in self.blocks[0][part.name]}
+        for i, part in enumerate(self.parts):
+            own = [name for name in found[0] if name.startswith(f"{i}.")]
+            columns = {name.partition(".")[2]: _joined(found, name) for name in own}
             table = self.names.table(tables.tested_slices(),
                                      {"model": self.model, "slice": part.name}, columns)
             enough = table["n_documents"].to_numpy() >= self.options.min_documents
             rows.append(table.filter(pa.array(enough)))
-        chi, p = (np.concatenate([b["agreement"][i] for b in self.blocks], axis=-1)
-                  for i in range(2))
-        table = self.names.table(tables.slice_heterogeneity(), {"model": self.model},
-                                 {"chi_squared": chi, "p": p})
+        columns = {name: _joined(found, name) for name in ("chi_squared", "p")}
+        table = self.names.table(tables.slice_heterogeneity(), {"model": self.model}, columns)
         return {"tested_slices": pa.concat_tables(rows),
                 "slice_heterogeneity": table.filter(table["chi_squared"].is_valid())}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Heterogeneity:
     """All models on the same documents."""
 
     names: Names
     moments: list[Moments]
-    blocks: list[tuple[Floats, Floats]] = field(default_factory=list)
 
-    def add(self, block: Block) -> None:
+    def found(self, block: Block) -> Found:
         """Compare the units of a block."""
         ratios = np.stack([statistics.adjusted(own)[:, block.units] for own in self.moments])
         freedom = np.min(block.freedom, axis=0)
         found = [statistics.heterogeneity(ratios[:, score], covariance, freedom[score])
                  for score, covariance in enumerate(block.resampled.covariance)]
-        self.blocks.append((np.stack([chi for chi, _ in found]), np.stack([p for _, p in found])))
+        return {"chi_squared": np.stack([chi for chi, _ in found]),
+                "p": np.stack([p for _, p in found])}
 
-    def tables(self) -> dict[str, pa.Table]:
+    def tables(self, found: list[Found]) -> dict[str, pa.Table]:
         """Rows of `model_heterogeneity`."""
-        chi, p = (np.concatenate([block[i] for block in self.blocks], axis=-1) for i in range(2))
-        return {"model_heterogeneity": self.names.table(
-            tables.model_heterogeneity(), {}, {"chi_squared": chi, "p": p})}
+        columns = {name: _joined(found, name) for name in ("chi_squared", "p")}
+        return {"model_heterogeneity": self.names.table(tables.model_heterogeneity(), {}, columns)}

@@ -1,6 +1,7 @@
 """What commands share: arguments, completion, and how they say things."""
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,22 @@ class _Folder(click.Path):
 run_folder = click.argument("run", type=_Folder())
 as_json = click.option("--json", "as_json", is_flag=True,
                        help="The answer as JSON on stdout, for programs.")
+
+
+def where(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where workers are."""
+    for option in (
+        click.option("--ray-address", metavar="ADDRESS",
+                     help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine]."),
+        click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                     help="How many processes or actors [default: one for each card; on "
+                          "processors one here, and as many as have room on a cluster]."),
+        click.option("--executor", type=click.Choice(["local", "ray"]), default="local",
+                     show_default=True,
+                     help="Where the work is done: on this machine, or on a Ray cluster."),
+    ):
+        command = option(command)
+    return command
 
 
 def example(*lines: str) -> str:

@@ -12,7 +12,16 @@ from typing import Any
 
 import click
 
-from clsight.cli.options import as_json, example, hint, kept_of, pairs, run_folder, say_json
+from clsight.cli.options import (
+    as_json,
+    example,
+    hint,
+    kept_of,
+    pairs,
+    run_folder,
+    say_json,
+    where,
+)
 from clsight.parts import Part
 from clsight.screen import log_on_stderr, progress_bar, show_profile, shown_on
 from clsight.stopping import stoppable
@@ -77,13 +86,7 @@ def _number_or_auto(given: str) -> int | None:
               help="Also p values that hold for all words together (Westfall-Young).")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Seed of permutations and bootstrap.")
-@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-              help="Where shards are extracted and scored: on this machine, or on a Ray cluster.")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N",
-              help="How many processes or actors [default: one for each card; on processors one "
-                   "here, and as many as have room on a cluster].")
-@click.option("--ray-address", metavar="ADDRESS",
-              help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine].")
+@where
 @click.option("--shards", "part", metavar="I/N",
               help="Only every N-th shard from the I-th on, up to its scores, for array jobs on a "
                    "folder that all see; then: clsight merge RUN.")
@@ -106,13 +109,14 @@ def run(data: str, id_: str | None, models: tuple[str, ...], output: str, part: 
     "clsight run … -o run --shards 1/2    # on another",
     "clsight merge run"))
 @run_folder
+@where
 @as_json
-def merge(run: Path, as_json: bool) -> None:
+def merge(run: Path, as_json: bool, **options: Any) -> None:
     """Make the tables of a run whose shards were made in parts (run --shards I/N)."""
     from clsight import pipeline
 
     with _finished(run, as_json), progress_bar() as bar, log_on_stderr():
-        pipeline.merge(run, shown_on(bar))
+        pipeline.merge(run, progress=shown_on(bar), **options)
 
 
 @click.command(epilog=example("clsight demo", "clsight query clsight-demo findings"))

@@ -8,10 +8,11 @@ from clsight.clock import Clock
 
 
 class Job(NamedTuple):
-    """A shard for a model; `shard` is its file's name."""
+    """A shard for a model; or, for "statistics", what is made of a shard or of a block of units."""
 
     model: str
     shard: str
+    """Its file's name."""
 
 
 class Worker(Protocol):
@@ -54,6 +55,13 @@ class Executor(Protocol):
     @property
     def n_workers(self) -> int:
         """How many there are at present."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """True where workers may be on other machines."""
+
+    def without_cards(self) -> "Executor":
+        """The same for work that no card can do."""
 
     def best_dtype(self) -> str:
         """bfloat16 where the workers' hardware multiplies it natively, else float32."""

@@ -38,6 +38,15 @@ class Local:
         """See `Executor`."""
         return len(self.places)
 
+    @property
+    def elsewhere(self) -> bool:
+        """See `Executor`."""
+        return False
+
+    def without_cards(self) -> "Local":
+        """See `Executor`."""
+        return Local([Place("cpu", place.cores) for place in self.places])
+
     def best_dtype(self) -> str:
         """See `Executor`."""
         from clsight.extractor import best_dtype
@@ -182,7 +191,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["clsight.extract", "clsight.scores"])
+    context.set_forkserver_preload(["clsight.extract", "clsight.scores", "clsight.block_tests"])
     forkserver.ensure_running()
     return context
 

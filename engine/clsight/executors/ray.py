@@ -50,6 +50,15 @@ class Ray:
         """See `Executor`."""
         return self.workers or max(1, room_for(self.share))
 
+    @property
+    def elsewhere(self) -> bool:
+        """See `Executor`."""
+        return True
+
+    def without_cards(self) -> "Ray":
+        """See `Executor`."""
+        return Ray("cpu", {"num_cpus": cores_of(self.workers)}, self.workers)
+
     def best_dtype(self) -> str:
         """See `Executor`."""
         from clsight.extractor import best_dtype
