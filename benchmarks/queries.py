@@ -113,11 +113,10 @@ def build(run, tested):
 
     from clsight import build as stage
     from clsight import plan
-    from clsight.shard_sums import ShardSums
 
     seconds = {}
     parts = {"relations": (stage, "_relations"), "strata": (stage, "_write_documents"),
-             "sums": (ShardSums, "take"), "moments": (stage, "_moments"), "test": (stage, "_test")}
+             "sums": (stage, "_sum"), "moments": (stage, "_moments"), "test": (stage, "_test")}
 
     def timed(name, function):
         def call(*args):

@@ -74,23 +74,29 @@ class Sleeping:
 class Watched:
     """A pool, and when what happened in it."""
 
-    def __init__(self, pool):
-        self._pool, self.died = pool, {}
+    def __init__(self, pool, folder):
+        self._pool, self._folder, self._has, self._died = pool, folder, {}, {}
         self.recovered, self.given, self.last_given, self.ready = [], 0, 0.0, None
 
     def give(self, worker, job):
         self.given, self.last_given = self.given + 1, time.monotonic()
+        self._has.setdefault(worker, []).append(job.shard)
         self._pool.give(worker, job)
 
     def wait(self):
         for worker, message in self._pool.wait():
             if isinstance(message, Died):
-                self.died[worker] = time.monotonic()
+                self._died[worker] = self._death(self._has.pop(worker, []))
             elif isinstance(message, Ready):
                 self.ready = self.ready or time.monotonic()
-                if worker in self.died:
-                    self.recovered.append(time.monotonic() - self.died.pop(worker))
+                if worker in self._died:
+                    self.recovered.append(time.time() - self._died.pop(worker))
             yield worker, message
+
+    def _death(self, had):
+        """When a worker died that had these shards: it left a file for the last of all it had."""
+        left = [self._folder / f"{shard}.died" for shard in had]
+        return max(path.stat().st_mtime for path in left if path.exists())
 
 
 @contextmanager
@@ -124,7 +130,7 @@ def simulated(system, n_shards, workers, durations):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with SYSTEMS[system](partial(Sleeping, folder, durations), workers) as pool:
-            watched, done, begun = Watched(pool), Counter(), time.monotonic()
+            watched, done, begun = Watched(pool, folder), Counter(), time.monotonic()
             cpu, others = time.process_time(), rays() if system == "ray" else 0
             for job in dispatch.dispatch(jobs, watched, lambda *_: None):
                 done[job.shard] += 1

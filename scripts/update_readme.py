@@ -305,14 +305,16 @@ def executors():
         [f"`{name}`, {one['workers']} workers", f"{one['shards']:,}", f"{one['deaths']}",
          f"{one['lost']} / {one['committed_twice']}",
          f"{one['ideal_s']:.0f} s / {one['wall_s']:.0f} s",
-         f"{one['first_worker_ready_s']:.1f} s", f"{one['tail_s']:.1f} s",
-         f"{one['driver_ms_per_shard']:.2g} ms"]
+         f"{one['recovery_s'][0]:.1f} s ({one['recovery_s'][1]:.1f} at most)",
+         f"{one['tail_s']:.1f} s",
+         f"{one['driver_ms_per_shard']:.2g} ms", ray_head(one)]
         for name, one in simulation["systems"].items()]
     return "\n".join([
         f"{overhead['documents']:,} reviews in {overhead['shards']} shards, minilm-rt in "
         f"{overhead['dtype']}, {overhead['rounds']} rounds in turns: median, least and most.", "",
-        table(["executor", "seconds beside a bare loop", "counted: idle device, and cores taken "
-               "from it", "a shard with nothing to do", "first shard after"], cost), "",
+        table(["executor", "whole runs: seconds over those of a bare loop",
+               "counted: idle device, and cores taken from it", "a shard with nothing to do",
+               "first shard after"], cost), "",
         "Whole runs on a Ray cluster of several nodes in one machine "
         f"({disturbed['shards']} shards for each of {disturbed['models']} models; "
         f"{', '.join(disturbed['trials'])}): "
@@ -321,8 +323,17 @@ def executors():
         "Simulated nights: the executors are real, their workers sleep as long as shards took, "
         f"{simulation['mean_shard_s']} s on average, and die at one shard in 2,000.", "",
         table(["executor", "shards", "workers that died", "shards lost / doubled",
-               "sleep by worker / wall", "first worker ready", "last shard after it was given",
-               "driver, a shard"], nights), "", measured_on(measured)])
+               "sleep by worker / wall", "another worker ready after a death",
+               "last shard after it was given", "driver, a shard",
+               "Ray's own processes, a shard; memory of its head"],
+              nights), "", measured_on(measured)])
+
+
+def ray_head(night):
+    """What Ray's own processes take."""
+    if "gcs_mib" not in night:
+        return ""
+    return f"{night['ray_ms_per_shard']:.2g} ms; {night['gcs_mib']} MiB"
 
 
 NAMES_OF_EXECUTORS = {"local": "`local`", "local process": "`local --workers`, one process",
@@ -331,11 +342,21 @@ NAMES_OF_EXECUTORS = {"local": "`local`", "local process": "`local --workers`, o
 
 def percents(shares):
     """Median, least and most of shares."""
-    middle, least, most = (f"{share:.1%}" for share in shares)
+    middle, least, most = (f"{100 * share:.2g} %" for share in shares)
     return f"{middle} ({least} to {most})"
 
 
 NIGHT = 10 * 3600
+
+
+def lasting(seconds):
+    """Seconds as minutes, or as hours."""
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.0f} h"
+
+
+def sized(n_bytes):
+    """Bytes as GB, or as TB."""
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes < 1e12 else f"{n_bytes / 1e12:,.1f} TB"
 
 
 def sizing():
@@ -353,29 +374,27 @@ def sizing():
                      f"{NIGHT * rates[0][0] / 1e6:.1f} million",
                      f"{sizes[0]['attention']:,.0f}", f"{sizes[1]['attention']:,.0f}",
                      *(f"{sizes[0][kind]:,.0f}" for kind in kinds[1:])])
-    case = result["cases"]["bert-rt"]
+    case = result["cases"]["bert-base"]
     rate = case["last"]["documents_per_second"][0]
     sizes = [case[layers]["bytes_per_document"] for layers in ("last", "all")]
     rest = sum(size for kind, size in sizes[0].items() if kind not in ("attention", "sums"))
-    rest += (stage["bytes_per_document"]["sums"] + stage["bytes_per_document"]["database"]) / len(
-        ("bert", "roberta"))
+    rest += sum(stage["bytes_per_document"].values()) / stage["models"]
     per_document = stage["seconds"] / stage["documents"] / stage["models"]
     driver = simulation["systems"]["local"]["driver_ms_per_shard"]
     at = [
-        [f"10^{power}", f"{10**power / rate / 3600:,.4g} h",
-         f"{10**power / rate / NIGHT:,.3g}",
-         *(f"{10**power * one['attention'] / 1e9:,.3g} GB" for one in sizes),
-         f"{10**power * rest / 1e9:,.3g} GB", f"{10**power * per_document / 3600:,.3g} h",
-         f"{-(-10**power // 4096):,}", f"{10**power / 4096 * driver / 1000:,.2g} s"]
+        [f"10^{power}", lasting(10**power / rate), f"{10**power / rate / NIGHT:,.1f}",
+         *(sized(10**power * size) for size in (*(one["attention"] for one in sizes), rest)),
+         lasting(10**power * per_document) if power < 10 else "not in one run",
+         f"{-(-10**power // 4096):,}", f"{10**power / 4096 * driver / 1000:,.1f} s"]
         for power in (6, 8, 10)]
     return "\n".join([
-        f"The {case['last']['documents']:,} reviews (22 words on average), a model by itself, "
-        f"{case['last']['dtype']}, median of {result['rounds']} runs (least to most); bytes are "
-        "those of the files.", "",
+        f"The {case['last']['documents']:,} reviews (28 pieces on average), a model by itself "
+        f"(bert-base with random weights), {case['last']['dtype']}, median of "
+        f"{result['rounds']} runs (least to most); bytes are those of the files.", "",
         table(["model", "documents a second, last layer", "all layers",
                "documents in a night of ten hours", "bytes a document: attention, last layer",
                "all layers", *kinds[1:]], rows), "",
-        "What bert-rt takes for so many reviews, by those rates, and by those of the statistics "
+        "What bert-base takes for so many reviews, by those rates, and by those of the statistics "
         f"stage ({stage['documents']:,} documents) and of the simulation above:", "",
         table(["documents", "extraction and scores, one such machine", "machines for one night",
                "attention, last layer", "all layers", "all else", "statistics, one machine",

@@ -41,6 +41,8 @@ SCRATCH = "statistics"
 """Folder of a run for what passes between workers."""
 
 Progress = Callable[[int, int], None]
+Work = Callable[[type[ShardSums | BlockTests], list[str]], None]
+"""work(kind of worker, names of jobs)"""
 
 
 def build(
@@ -81,19 +83,10 @@ def _build(
           _opened(path, run) as connection, _scratch(run, executor) as scratch):
         _store(connection, "measured_faithfulness", faithfulness.read(run, plan))
         _relations(connection, plan, options)
-        groups = units.read_groups(options.groups) if options.groups else units.Groups()
-        tested = units.tested(connection, options.min_documents, options.bigrams, groups)
-        documents = Documents(scratch / "documents")
-        stage = Stage(str(scratch.relative_to(run)), plan, options, tested,
-                      blocks.cut(tested.table["n_documents"].to_numpy()),
-                      _write_documents(connection, plan, documents))
+        stage = _stage(connection, run, plan, options, scratch)
         work = partial(_work, run, stage, executor, progress)
-        sums = [run / model / "sums" for model in plan.models]
-        shards.remove(sums)  # also of this machine, where another one makes them
-        work(ShardSums, plan.shard_names())
-        store.fetch(*sums)
-        connection.execute(sql_files("views")["word_sums"])
-        if len(tested):
+        _sum(connection, run, stage, work)
+        if len(stage.units):
             _test(connection, run, stage, work)
         # Closing does the same, and says nothing where it fails.
         connection.execute("CHECKPOINT")
@@ -111,6 +104,17 @@ def _scratch(run: Path, executor: "Executor") -> Iterator[Path]:
         yield base / uuid4().hex
     finally:
         shards.remove([base])
+
+
+def _stage(
+    connection: duckdb.DuckDBPyConnection, run: Path, plan: Plan, options: Options, scratch: Path
+) -> Stage:
+    """What is tested, and on which documents."""
+    groups = units.read_groups(options.groups) if options.groups else units.Groups()
+    tested = units.tested(connection, options.min_documents, options.bigrams, groups)
+    slices = _write_documents(connection, plan, Documents(scratch / "documents"))
+    return Stage(str(scratch.relative_to(run)), plan, options, tested,
+                 blocks.cut(tested.table["n_documents"].to_numpy()), slices)
 
 
 def _work(
@@ -256,9 +260,19 @@ def _strata(connection: duckdb.DuckDBPyConnection, model: str) -> dict[str, Any]
     }
 
 
+def _sum(
+    connection: duckdb.DuckDBPyConnection, run: Path, stage: Stage, work: Work
+) -> None:
+    """Make the sums of all shards."""
+    folders = [run / model / "sums" for model in stage.models]
+    shards.remove(folders)  # also of this machine, where another one makes them
+    work(ShardSums, stage.plan.shard_names())
+    store.fetch(*folders)
+    connection.execute(sql_files("views")["word_sums"])
+
+
 def _test(
-    connection: duckdb.DuckDBPyConnection, run: Path, stage: Stage,
-    work: Callable[[type[BlockTests], list[str]], None],
+    connection: duckdb.DuckDBPyConnection, run: Path, stage: Stage, work: Work
 ) -> None:
     """Test all units, block by block, and store what comes out."""
     here = BlockTests(str(run), stage, Place("cpu"), lambda *_: None, None)

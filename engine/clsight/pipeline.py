@@ -171,6 +171,7 @@ def merge(
         if _is_built(folder, plan, options):
             event("complete", f"nothing to do: {folder} is complete")
         else:
+            shards.remove([folder / tables.DATABASE])  # whose relations read the sums
             _make_tables(folder, plan, where, options, progress, clock)
     return Run(folder, plan)
 

@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -79,6 +79,8 @@ class Files:
     """Folders below it that are called NAME=VALUE are columns of the files in them."""
     filesystem: Any = None
     """None where they are here."""
+    infos: Mapping[str, Any] = field(default_factory=dict)
+    """What a storage said of each of its files when they were listed."""
 
     def __post_init__(self) -> None:
         """Refuse what nobody can read.
@@ -122,7 +124,7 @@ class Files:
         if self.filesystem is None:
             found = os.stat(file)
             return found.st_size, str(found.st_mtime_ns)
-        info = self.filesystem.info(file)
+        info = self.infos[file]
         content = info.get("ETag") or info.get("etag") or info.get("md5Hash")
         return info["size"], str(content or store.changed(info))
 
@@ -135,10 +137,11 @@ class Files:
         with TemporaryDirectory(prefix="clsight-") as folder:
             root, _, name = file.rpartition("/")
             there = store.Store(Path(folder), self.path, self.filesystem, root)
-            if (info := there.info(Path(folder) / name)) is None:
+            here = Path(folder) / name
+            store.download(there, here, self.infos[file])
+            if not here.exists():
                 raise ClsightError(f"{file} is no more")
-            store.download(there, Path(folder) / name, info)
-            yield str(Path(folder) / name)
+            yield str(here)
 
     @cached_property
     def _numbers(self) -> set[str]:
@@ -202,16 +205,17 @@ class HuggingFace:
 def _remote(url: str) -> Files:
     filesystem, path = store.connected(url)
     place = store.Store(Path("/"), url, filesystem, path.rstrip("/"))
-    if glob.has_magic(path):
-        found = place.do("listed", Path("/"), filesystem.glob, path)
-        return Files(url, tuple(sorted(found)), _before_magic(path), filesystem)
+    listing = filesystem.glob if glob.has_magic(path) else filesystem.find
     try:
-        found = place.do("listed", Path("/"), filesystem.find, path)
+        infos = place.do("listed", Path("/"), partial(listing, path, detail=True))
     except FileNotFoundError:
-        found = []
-    if found == [path]:
-        return Files(url, (path,), "", filesystem)
-    return Files(url, _known(found), path, filesystem)
+        infos = {}
+    infos = {file: info for file, info in infos.items() if info["type"] == "file"}
+    if glob.has_magic(path):
+        return Files(url, tuple(sorted(infos)), _before_magic(path), filesystem, infos)
+    if [*infos] == [path]:
+        return Files(url, (path,), "", filesystem, infos)
+    return Files(url, _known([*infos]), path, filesystem, infos)
 
 
 def _known(files: Iterator[str] | Sequence[str]) -> tuple[str, ...]:
