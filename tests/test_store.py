@@ -13,7 +13,18 @@ from datetime import UTC, datetime, timedelta
 import fsspec
 import pytest
 
-from clsight import build, events, lease, lock, run_folder, shards, status, store, verify
+from clsight import (
+    build,
+    events,
+    lease,
+    lock,
+    object_storage,
+    run_folder,
+    shards,
+    status,
+    store,
+    verify,
+)
 from clsight.errors import ClsightError, UsageError
 from clsight.executors.jobs import Place
 from s3_server import SECRET, started
@@ -151,11 +162,11 @@ def test_requests_that_fail_are_repeated_and_a_storage_that_is_gone_is_a_sentenc
             raise failing
         return original(*arguments, **more)
 
-    monkeypatch.setattr(store, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(object_storage, "LONGEST_WAIT", 0.01)
     monkeypatch.setattr(type(filesystem), "put_file", lambda _, *a, **k: often(*a, **k))
     written(folder, "plan.json", b"1")
     assert len(calls) == 3
-    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    monkeypatch.setattr(object_storage, "PATIENCE", 0.05)
 
     def always(*_, **__):
         raise failing

@@ -21,7 +21,7 @@ from uuid import uuid4
 from clsight import store
 from clsight.errors import ClsightError
 from clsight.events import event
-from clsight.store import Store
+from clsight.object_storage import Store
 
 BEAT = 15.0
 """Seconds between two renewals."""

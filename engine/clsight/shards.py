@@ -15,14 +15,14 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clsight import store
+from clsight import object_storage, store
 from clsight.errors import ClsightError, said
 
 SCORED = ("heads", "agreement", "scores")
 """Folders of what is made of a shard's attention, in the order in which it is committed."""
 MADE = ("attention", *SCORED)
 """Folders of a model in which every shard has a file before the statistics."""
-PARTIAL = store.PARTIAL
+PARTIAL = object_storage.PARTIAL
 _KEY, _NAME = b"clsight.sha256", b"clsight.shard"
 _ZEROS = b"0" * 64
 _BLOCK = 1 << 20

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from clsight import readers, store
+from clsight import object_storage, readers
 from clsight.errors import ClsightError, UsageError, listed
 from clsight.readers import Rows
 
@@ -126,7 +126,7 @@ class Files:
             return found.st_size, str(found.st_mtime_ns)
         info = self.infos[file]
         content = info.get("ETag") or info.get("etag") or info.get("md5Hash")
-        return info["size"], str(content or store.changed(info))
+        return info["size"], str(content or object_storage.changed(info))
 
     @contextmanager
     def _here(self, file: str) -> Iterator[str]:
@@ -136,9 +136,9 @@ class Files:
             return
         with TemporaryDirectory(prefix="clsight-") as folder:
             root, _, name = file.rpartition("/")
-            there = store.Store(Path(folder), self.path, self.filesystem, root)
+            there = object_storage.Store(Path(folder), self.path, self.filesystem, root)
             here = Path(folder) / name
-            store.download(there, here, self.infos[file])
+            object_storage.download(there, here, self.infos[file])
             if not here.exists():
                 raise ClsightError(f"{file} is no more")
             yield str(here)
@@ -203,8 +203,8 @@ class HuggingFace:
 
 
 def _remote(url: str) -> Files:
-    filesystem, path = store.connected(url)
-    place = store.Store(Path("/"), url, filesystem, path.rstrip("/"))
+    filesystem, path = object_storage.connected(url)
+    place = object_storage.Store(Path("/"), url, filesystem, path.rstrip("/"))
     listing = filesystem.glob if glob.has_magic(path) else filesystem.find
     try:
         infos = place.do("listed", Path("/"), partial(listing, path, detail=True))
