@@ -129,7 +129,7 @@ def test_any_number_of_workers_makes_the_same_shards(executor, reference, bare, 
     folder, todo = bare
     make, done = partial(Worker, folder, reference.plan, {}, None), []
     if executor.args[0] == "ray":
-        if workers != 4:
+        if workers != 2:
             pytest.skip("benchmarks/executors.py has these numbers of actors")
         workers = None  # there is room for two: as many are started
     with executor(workers) as where:
