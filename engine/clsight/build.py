@@ -275,7 +275,7 @@ def _test(
     connection: duckdb.DuckDBPyConnection, run: Path, stage: Stage, work: Work
 ) -> None:
     """Test all units, block by block, and store what comes out."""
-    here = BlockTests(str(run), stage, Place("cpu"), lambda *_: None, None)
+    here = BlockTests(run, stage, Place("cpu"), lambda *_: None, None)
     moments = [_moments(connection, stage, model) for model in stage.models]
     stages.write_moments(here.scratch / block_tests.MOMENTS, moments)
     names = [block_tests.block_name(block) for block in range(len(stage.blocks) - 1)]

@@ -79,7 +79,9 @@ class Worker:
 
     in_flight = 1
 
-    def __init__(self, run: str, stage: Stage, place: Place, report: Report, _: object) -> None:
+    def __init__(
+        self, run: str | Path, stage: Stage, place: Place, report: Report, _: object
+    ) -> None:
         """Nothing is read yet.
 
         Args:

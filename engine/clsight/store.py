@@ -50,12 +50,15 @@ def folder(place: str | Path) -> Path:
     """The folder in which a run is worked on; of a URL, its mirror, less what is old in it.
 
     Args:
-        place: a path, or a URL (`s3://`, `gs://`, `az://`, or any other that fsspec knows).
+        place: a path, or a URL (`s3://`, `gs://`, `az://`, or any other that fsspec knows); a path
+            that this process was given for a URL stays as it is.
 
     Raises:
         UsageError: it is no URL of a folder, holds a password, or its filesystem is missing.
         ClsightError: the storage does not answer.
     """
+    if isinstance(place, Path) and of(place) is not None:
+        return place  # opened by this process
     if "://" not in str(place) or isinstance(place, Path):
         mark = Path(place) / MARK
         if not mark.is_file():

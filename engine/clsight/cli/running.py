@@ -152,7 +152,7 @@ def _run_and_summarise(
 
         clock = Clock(detailed=profile)
         with progress_bar() as bar, log_on_stderr():
-            run = pipeline.run(data, models=models, output=output, progress=shown_on(bar),
+            run = pipeline.run(data, models=models, output=folder, progress=shown_on(bar),
                                clock=clock, part=part, **options)
         if profile:
             show_profile(clock, time.monotonic() - started, run, options.get("device", "auto"))
