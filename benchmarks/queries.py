@@ -115,8 +115,8 @@ def build(run, tested):
     from clsight import plan
 
     seconds = {}
-    parts = {"relations": (stage, "_relations"), "strata": (stage, "_write_documents"),
-             "sums": (stage, "_sum"), "moments": (stage, "_moments"), "test": (stage, "_test")}
+    parts = {"relations": "_relations", "strata": "_write_documents", "sums": "_sum",
+             "moments": "_moments", "test": "_test"}
 
     def timed(name, function):
         def call(*args):
@@ -127,9 +127,9 @@ def build(run, tested):
         return call
 
     with ExitStack() as stack:
-        for name, (owner, function) in parts.items():
+        for name, function in parts.items():
             stack.enter_context(
-                mock.patch.object(owner, function, timed(name, getattr(owner, function))))
+                mock.patch.object(stage, function, timed(name, getattr(stage, function))))
         timed("all", build)(Path(run), plan.load(Path(run)), tested)
     # Moments are added up at the beginning of the test.
     seconds["test"] -= seconds.get("moments", 0)

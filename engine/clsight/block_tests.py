@@ -13,9 +13,18 @@ from clsight.executors.jobs import Job
 from clsight.masses import Mass
 from clsight.permutations import Permutations
 from clsight.replicates import Strata
-from clsight.stage import Documents, Stage, Worker, read_moments, write_arrays
+from clsight.stage import Documents, Stage, Worker, read_arrays, write_arrays
 from clsight.statistics import Moments, degrees_of_freedom
-from clsight.tested import Block, Heterogeneity, Names, PairTests, SliceTests, WordTests
+from clsight.tested import (
+    Block,
+    Heterogeneity,
+    Names,
+    PairTests,
+    SliceTests,
+    WordTests,
+    numbered,
+    together,
+)
 
 Test = WordTests | PairTests | SliceTests | Heterogeneity
 
@@ -33,9 +42,8 @@ class BlockTests(Worker):
         masses = [Mass(offsets, document, part) for part in np.split(x, len(self.strata))]
         freedom = [*map(degrees_of_freedom, masses, self.strata)]
         block = Block(own, masses, self._bootstrap.resample(masses), freedom)
-        write_arrays(self.scratch / FOUND / job.shard, {
-            f"{i}.{name}": array for i, test in enumerate(self.tests)
-            for name, array in test.found(block).items()})
+        write_arrays(self.scratch / FOUND / job.shard,
+                     together(test.found(block) for test in self._tests))
         self.report(job.model, 0)
 
     @cached_property
@@ -44,10 +52,9 @@ class BlockTests(Worker):
         return Bootstrap(self.strata, options.seed, options.bootstrap)
 
     @cached_property
-    def tests(self) -> list[Test]:
-        """All of them; nothing is drawn before a unit is tested."""
-        moments = read_moments(self.scratch / MOMENTS, len(self.stage.models))
-        return _tests(self.stage, self.documents, self.strata, moments)
+    def _tests(self) -> list[Test]:
+        moments = _read_moments(self.scratch, len(self.stage.models))
+        return tests(self.stage, self.documents, self.strata, moments)
 
 
 def block_name(block: int) -> str:
@@ -60,10 +67,23 @@ def block_of(name: str) -> int:
     return int(Path(name).stem)
 
 
-def _tests(
+def write_moments(scratch: Path, moments: list[Moments]) -> None:
+    """Write the moments of each model, which workers read."""
+    write_arrays(scratch / MOMENTS, together(map(vars, moments)))
+
+
+def _read_moments(scratch: Path, n_models: int) -> list[Moments]:
+    stored = read_arrays(scratch / MOMENTS)
+    return [Moments(**numbered(stored, i)) for i in range(n_models)]
+
+
+def tests(
     stage: Stage, documents: Documents, strata: list[Strata], moments: list[Moments]
 ) -> list[Test]:
-    """Each model's, each pair of models', and each model's within slices."""
+    """Each model's, each pair of models', and each model's within slices.
+
+    Nothing is drawn before a unit is tested.
+    """
     options = stage.options
     names, budget = Names(stage.units, stage.plan.scores), options.budget(len(stage.units))
     drawn = partial(Permutations, seed=options.seed, budget=budget)

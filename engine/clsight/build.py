@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import duckdb
@@ -23,17 +23,16 @@ import pyarrow.compute as pc
 from clsight import block_tests, blocks, faithfulness, shards, store, tables, units
 from clsight import stage as stages
 from clsight.block_tests import BlockTests
+from clsight.clock import Clock
 from clsight.database import at, quoted, sql_files, views_in_order
 from clsight.dataset import file_sha256
 from clsight.errors import ClsightError, said
-from clsight.executors.jobs import Place
+from clsight.executors.jobs import Executor, Place
 from clsight.plan import Plan
 from clsight.shard_sums import ShardSums
 from clsight.stage import REFERENCES, Documents, Stage
 from clsight.statistics import Moments, Options
-
-if TYPE_CHECKING:
-    from clsight.executors.jobs import Executor
+from clsight.tested import numbered
 
 MEMORY_LIMIT = "1GB"
 """For DuckDB while it builds a run; beyond it, the disk is used."""
@@ -47,7 +46,7 @@ Work = Callable[[type[ShardSums | BlockTests], list[str]], None]
 
 def build(
     run: Path, plan: Plan, options: Options, progress: Progress = lambda *_: None,
-    executor: "Executor | None" = None,
+    executor: Executor | None = None,
 ) -> None:
     """Make the database of a run whose shards are scored; replaces an earlier one whole.
 
@@ -68,14 +67,14 @@ def build(
                            "kept, the same command tries again") from error
 
 
-def _this_process() -> "Executor":
+def _this_process() -> Executor:
     from clsight.executors.local import Local
 
     return Local([Place("cpu")])
 
 
 def _build(
-    run: Path, plan: Plan, options: Options, progress: Progress, executor: "Executor"
+    run: Path, plan: Plan, options: Options, progress: Progress, executor: Executor
 ) -> None:
     store.fetch(run / "documents", *(run / model / made for model in plan.models
                                      for made in ("", *shards.MADE)))
@@ -93,7 +92,7 @@ def _build(
 
 
 @contextmanager
-def _scratch(run: Path, executor: "Executor") -> Iterator[Path]:
+def _scratch(run: Path, executor: Executor) -> Iterator[Path]:
     """A folder that workers share, and no straggler of an earlier attempt knows.
 
     It goes through the storage only where workers may be on other machines.
@@ -112,18 +111,16 @@ def _stage(
     """What is tested, and on which documents."""
     groups = units.read_groups(options.groups) if options.groups else units.Groups()
     tested = units.tested(connection, options.min_documents, options.bigrams, groups)
-    slices = _write_documents(connection, plan, Documents(scratch / "documents"))
+    slices = _write_documents(connection, plan, Documents(scratch))
     return Stage(str(scratch.relative_to(run)), plan, options, tested,
                  blocks.cut(tested.table["n_documents"].to_numpy()), slices)
 
 
 def _work(
-    run: Path, stage: Stage, executor: "Executor", progress: Progress,
+    run: Path, stage: Stage, executor: Executor, progress: Progress,
     kind: type[ShardSums | BlockTests], names: list[str],
 ) -> None:
     """Let workers do jobs."""
-    from clsight.clock import Clock
-
     def report(_: str, n: int) -> None:
         progress(n, stage.plan.n_rows or 0)
 
@@ -275,23 +272,19 @@ def _test(
     connection: duckdb.DuckDBPyConnection, run: Path, stage: Stage, work: Work
 ) -> None:
     """Test all units, block by block, and store what comes out."""
-    here = BlockTests(run, stage, Place("cpu"), lambda *_: None, None)
+    scratch = run / stage.scratch
     moments = [_moments(connection, stage, model) for model in stage.models]
-    stages.write_moments(here.scratch / block_tests.MOMENTS, moments)
+    block_tests.write_moments(scratch, moments)
     names = [block_tests.block_name(block) for block in range(len(stage.blocks) - 1)]
     work(BlockTests, names)
-    found = [stages.read_arrays(here.scratch / block_tests.FOUND / name) for name in names]
-    for i, test in enumerate(here.tests):
-        for name, table in test.tables([_of_test(i, block) for block in found]).items():
+    found = [stages.read_arrays(scratch / block_tests.FOUND / name) for name in names]
+    documents = Documents(scratch)
+    strata = [documents.strata(model) for model in stage.models]
+    for i, test in enumerate(block_tests.tests(stage, documents, strata, moments)):
+        for name, table in test.tables([numbered(block, i) for block in found]).items():
             connection.register("tested", table)
             connection.execute(f"INSERT INTO {name} FROM tested")
             connection.unregister("tested")
-
-
-def _of_test(test: int, block: dict[str, Any]) -> dict[str, Any]:
-    prefix = f"{test}."
-    return {name.removeprefix(prefix): array for name, array in block.items()
-            if name.startswith(prefix)}
 
 
 def _moments(connection: duckdb.DuckDBPyConnection, stage: Stage, model: str) -> Moments:

@@ -167,12 +167,7 @@ def merge(
         shards.sweep(folder)
         _say_started(plan, folder)
         _refuse_missing(folder, plan)
-        options = Options(**plan.options)
-        if _is_built(folder, plan, options):
-            event("complete", f"nothing to do: {folder} is complete")
-        else:
-            shards.remove([folder / tables.DATABASE])  # whose relations read the sums
-            _make_tables(folder, plan, where, options, progress, clock)
+        _complete(folder, plan, where, None, Options(**plan.options), progress, clock)
     return Run(folder, plan)
 
 

@@ -14,7 +14,7 @@ from clsight.blocks import Blocks
 from clsight.executors.jobs import Job, Place, Report
 from clsight.plan import Plan
 from clsight.replicates import Strata
-from clsight.statistics import Moments, Options
+from clsight.statistics import Options
 from clsight.units import Units
 
 REFERENCES = ("predicted", "label")
@@ -50,7 +50,7 @@ class Documents:
     and of each model stratum [references, N], error [N] and confidence [N].
     """
 
-    folder: Path
+    scratch: Path
 
     def write(self, arrays: dict[str, Array]) -> None:
         """Write arrays by name."""
@@ -68,7 +68,7 @@ class Documents:
                         for name in ("rows", f"{model}.stratum", f"{model}.error")))
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
+        return self.scratch / "documents" / f"{name}.npy"
 
 
 class Worker:
@@ -93,7 +93,7 @@ class Worker:
         self.run, self.stage, self.report = store.folder(run), stage, report
         self._cores = place.cores
         self.scratch = self.run / stage.scratch
-        self.documents = Documents(self.scratch / "documents")
+        self.documents = Documents(self.scratch)
 
     def __enter__(self) -> Self:
         """Keep to the cores that it has."""
@@ -134,16 +134,3 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """The arrays of a file."""
     with np.load(store.fetched(path)) as stored:
         return dict(stored)
-
-
-def write_moments(path: Path, moments: list[Moments]) -> None:
-    """Write the moments of each model."""
-    write_arrays(path, {f"{i}.{name}": array for i, own in enumerate(moments)
-                        for name, array in vars(own).items()})
-
-
-def read_moments(path: Path, n_models: int) -> list[Moments]:
-    """Those of each model."""
-    stored = read_arrays(path)
-    return [Moments(**{name: stored[f"{i}.{name}"] for name in Moments.__dataclass_fields__})
-            for i in range(n_models)]

@@ -266,5 +266,3 @@ def _is_copy(path: Path, info: dict[str, Any] | None) -> bool:
     there = path.stat()
     return info is not None and (there.st_size, int(there.st_mtime)) == (
         info["size"], int(changed(info)))
-
-

@@ -4,6 +4,7 @@
 otherwise. `tables` takes what was found in all blocks, in order, and makes rows of it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,18 @@ class Names:
 
 
 Found = dict[str, npt.NDArray[Any]]
+
+
+def together(found: Iterable[Found]) -> Found:
+    """Arrays of several as one: those of the i-th are called `i.NAME`."""
+    return {f"{i}.{name}": array for i, own in enumerate(found) for name, array in own.items()}
+
+
+def numbered(found: Found, i: int) -> Found:
+    """Those of the i-th, by their own names."""
+    prefix = f"{i}."
+    return {name.removeprefix(prefix): array for name, array in found.items()
+            if name.startswith(prefix)}
 
 
 def _joined(found: list[Found], name: str) -> npt.NDArray[Any]:
@@ -172,20 +185,15 @@ class SliceTests:
     options: Options
 
     def found(self, block: Block) -> Found:
-        """Test the units of a block in each slice that enough documents hold them in.
-
-        What is found in part i is called `i.NAME`.
-        """
-        found: Found = {}
-        moments_of = []
-        for i, part in enumerate(self.parts):
+        """Test the units of a block in each slice that enough documents hold them in."""
+        found, moments_of = [], []
+        for part in self.parts:
             mass = part.mass(block.masses[self.index])
             moments = comparisons.moments(mass, part.permutations.strata)
-            found |= {f"{i}.{name}": array
-                      for name, array in self._slice(part, mass, moments).items()}
+            found.append(self._slice(part, mass, moments))
             moments_of.append(moments)
         chi, p = comparisons.agreement(moments_of, self.options.min_documents)
-        return found | {"chi_squared": chi, "p": p}
+        return together(found) | {"chi_squared": chi, "p": p}
 
     def _slice(self, part: Part, mass: Mass, moments: Moments) -> Found:
         p, _ = statistics.one_sided(moments, mass, slice(None), part.permutations,
@@ -202,8 +210,8 @@ class SliceTests:
         """Rows of `tested_slices` and `slice_heterogeneity`."""
         rows = []
         for i, part in enumerate(self.parts):
-            own = [name for name in found[0] if name.startswith(f"{i}.")]
-            columns = {name.partition(".")[2]: _joined(found, name) for name in own}
+            own = [numbered(block, i) for block in found]
+            columns = {name: _joined(own, name) for name in own[0]}
             table = self.names.table(tables.tested_slices(),
                                      {"model": self.model, "slice": part.name}, columns)
             enough = table["n_documents"].to_numpy() >= self.options.min_documents

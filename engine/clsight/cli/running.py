@@ -133,13 +133,13 @@ def demo(output: str, documents: int, seed: int, as_json: bool) -> None:
 
     folder = store.folder(output)
     data = demonstration.write_reviews(folder.with_name(f"{folder.name}-data"), documents, seed)
-    _run_and_summarise(str(data), demonstration.models(), output, as_json=as_json, text="text",
+    _run_and_summarise(str(data), demonstration.models(), folder, as_json=as_json, text="text",
                        label="label")
     click.echo(demonstration.verdict(folder), err=as_json)
 
 
 def _run_and_summarise(
-    data: str, models: dict[str, str], output: str, *, as_json: bool, profile: bool = False,
+    data: str, models: dict[str, str], output: str | Path, *, as_json: bool, profile: bool = False,
     part: Part | None = None, **options: Any,
 ) -> None:
     from clsight import store
